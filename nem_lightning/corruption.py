@@ -1,0 +1,41 @@
+"""Noise on the M-step's input. The E-step and the loss see the clean image."""
+
+import torch
+from torch import Tensor
+
+from nem_lightning.errors import require
+
+
+class BitFlip:
+    """Flip each binary pixel with probability ``prob``.
+
+    Raises:
+        InputError: ``prob`` outside [0, 1].
+    """
+
+    def __init__(self, prob: float = 0.1) -> None:
+        require(0 <= prob <= 1, f"prob={prob}: must lie in [0, 1]")
+        self.prob = prob
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Any shape, values 0 and 1; the result is on the same device, drawn from ``generator``."""
+        flips = torch.empty_like(image).bernoulli_(self.prob, generator=generator)
+        return image + flips - 2 * image * flips  # exclusive or
+
+
+class MaskedUniform:
+    """Replace each value, with probability ``prob``, by a draw from U[0, 1).
+
+    Raises:
+        InputError: ``prob`` outside [0, 1].
+    """
+
+    def __init__(self, prob: float = 0.1) -> None:
+        require(0 <= prob <= 1, f"prob={prob}: must lie in [0, 1]")
+        self.prob = prob
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Any shape; the result is on the same device, drawn from ``generator``."""
+        mask = torch.empty_like(image).bernoulli_(self.prob, generator=generator)
+        noise = torch.empty_like(image).uniform_(generator=generator)
+        return image + mask * (noise - image)

@@ -1,0 +1,153 @@
+"""The Shapes data set (Reichert & Serre 2013), as Greff et al. generate it."""
+
+import logging
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from nem_lightning.datamodules.base import ImagesDataModule, TensorImages, atomic_file
+from nem_lightning.errors import InputError, require
+
+log = logging.getLogger(__name__)
+
+TRIANGLE = ["     11     ", "    1111    ", "   111111   ", "  111  111  ", " 111    111 ", "1" * 12, "1" * 12]
+SQUARE = ["1111111", "1111111", "11   11", "11   11", "11   11", "1111111", "1111111"]
+TEMPLATES = [SQUARE, TRIANGLE, TRIANGLE[::-1]]
+
+SPLITS = {"training": 50_000, "validation": 10_000, "test": 10_000, "single": 10_000}
+"""The groups of the file, and how many images each has."""
+
+
+def generate(count: int, size: int, num_objects: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw images of overlapping shapes.
+
+    For each object in turn: a template uniformly with replacement, then x, then y uniformly such
+    that it lies fully inside. The image is the union.
+
+    Args:
+        count: N, how many images.
+        size: height and width in pixels, at least 12.
+        num_objects: shapes in each image, 1 to 254.
+        rng: drawn from.
+
+    Returns:
+        Images (N, size, size) uint8, 0 or 1; groups (N, size, size) uint8: object k = 1, 2, ... where
+        it alone covers the pixel, 0 where none or several do.
+    """
+    pixels = [np.argwhere(np.array([list(row) for row in template]) == "1") for template in TEMPLATES]
+    extents = np.array([(len(template), len(template[0])) for template in TEMPLATES])  # (3, 2): height, width
+    covers = np.zeros((count, size, size), np.uint8)
+    groups = np.zeros((count, size, size), np.uint8)
+    for k in range(1, num_objects + 1):
+        template = rng.integers(len(TEMPLATES), size=count)
+        x = rng.integers(size - extents[template, 1] + 1)
+        y = rng.integers(size - extents[template, 0] + 1)
+        for index, offsets in enumerate(pixels):
+            (images,) = np.nonzero(template == index)
+            at = images[:, None], y[images, None] + offsets[:, 0], x[images, None] + offsets[:, 1]
+            covers[at] += 1
+            groups[at] = k
+    return (covers > 0).astype(np.uint8), np.where(covers == 1, groups, 0).astype(np.uint8)
+
+
+class ShapesDataModule(ImagesDataModule):
+    """Binary images of three overlapping shapes each, generated from a seed.
+
+    The set is kept in ``data_dir`` in the published HDF5 layout: groups ``training``, ``validation``,
+    ``test`` (and ``single``: one shape an image), each with ``features`` and ``groups``, float32,
+    (1, N, size, size, 1). A file ``shapes.h5`` there, such as the authors', is read instead of
+    generating where the published set is asked for (28 x 28, three objects).
+
+    Args:
+        data_dir: folder of the file.
+        batch_size: images in a batch, at least 1.
+        size: height and width in pixels, at least 12 (28; Tagger's version has 20).
+        num_objects: shapes in each image, at least 1.
+        train_on: "training", or "single" for training on one shape an image.
+        generation_seed: what the images are generated from; a set of its own for each.
+        seed: of the order of training batches.
+
+    Raises:
+        InputError: a setting out of its range, or a file that is no Shapes data set or is cut short.
+    """
+
+    binary = True
+
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int = 64,
+        size: int = 28,
+        num_objects: int = 3,
+        train_on: str = "training",
+        generation_seed: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, seed)
+        require(size >= 12, f"size={size}: must be at least 12, the width of the triangle")
+        require(1 <= num_objects <= 254, f"num_objects={num_objects}: must lie in 1..254")
+        require(generation_seed >= 0, f"generation_seed={generation_seed}: must be 0 or greater")
+        if train_on not in ("training", "single"):
+            raise InputError(f"train_on={train_on!r}: must be 'training' or 'single'")
+        self.image_shape = (1, size, size)
+        self.num_objects = num_objects
+        self.generation_seed = generation_seed
+        self.splits = {"train": train_on, "val": "validation", "test": "test"}
+        self.path = self._path(Path(data_dir))
+
+    def _path(self, data_dir: Path) -> Path:
+        size = self.image_shape[1]
+        published = data_dir / "shapes.h5"
+        if (size, self.num_objects) == (28, 3) and published.exists():
+            return published
+        return data_dir / f"shapes_{size}x{size}_{self.num_objects}objects_seed{self.generation_seed}.h5"
+
+    def prepare_data(self) -> None:
+        """Generate the file unless it is there. Several processes may do so at once."""
+        if self.path.exists():
+            log.info("Shapes: reading %s", self.path)
+            return
+        log.info("Shapes: generating %s", self.path)
+        size = self.image_shape[1]
+        with atomic_file(self.path) as temporary, h5py.File(temporary, "w") as file:
+            for index, (name, count) in enumerate(SPLITS.items()):
+                rng = np.random.default_rng([self.generation_seed, index])
+                objects = 1 if name == "single" else self.num_objects
+                arrays = dict(zip(("features", "groups"), generate(count, size, objects, rng), strict=True))
+                for key, array in arrays.items():
+                    file.create_dataset(
+                        f"{name}/{key}",
+                        data=array[None, ..., None].astype(np.float32),
+                        chunks=(1, min(count, 1000), size, size, 1),
+                        compression="gzip",
+                        compression_opts=1,
+                        shuffle=True,
+                    )
+
+    def load(self, stage: str) -> TensorImages:
+        split = self.splits[stage]
+        size = self.image_shape[1]
+        try:
+            with h5py.File(self.path, "r") as file:
+                if split not in file:
+                    raise InputError(f"{self.path}: has no group {split!r}; its groups are {', '.join(file) or 'none'}")
+                for key in ("features", "groups"):
+                    require(key in file[split], f"{self.path}: {split!r} has no array {key!r}")
+                features, groups = file[split]["features"], file[split]["groups"]
+                require(
+                    features.ndim == 5 and features.shape[2:] == (size, size, 1) and features.shape == groups.shape,
+                    f"{self.path}: {split!r} has features {features.shape} and groups {groups.shape}; "
+                    f"both must be (1, N, {size}, {size}, 1)",
+                )
+                images, labels = features[0, ..., 0], groups[0, ..., 0]
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read as HDF5 ({error}); delete it to generate it anew") from error
+        require(
+            bool(np.isin(images, (0, 1)).all()),
+            f"{self.path}: {split!r} has pixels other than 0 and 1; Bernoulli models need binary images",
+        )
+        return TensorImages(
+            torch.from_numpy(images.astype(np.uint8)).unsqueeze(1), torch.from_numpy(labels.astype(np.uint8))
+        )

@@ -1,0 +1,76 @@
+"""What a component says about a pixel: P(x | mu), its mean, and its distance to the prior.
+
+A decoder gives ``params`` of shape (B, K, C, H, W). Each class here reads them as the parameters of
+one distribution per image, component, channel and pixel. Channels of a pixel are independent given
+its component, so their log densities add up: what is returned has the shape (B, K, 1, H, W).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nem_lightning.errors import require
+
+
+class Bernoulli:
+    """Binary pixels, x in {0, 1}. ``params`` are logits."""
+
+    binary = True
+
+    def mean(self, params: Tensor) -> Tensor:
+        """mu = sigmoid(params), same shape."""
+        return torch.sigmoid(params)
+
+    def log_prob(self, image: Tensor, params: Tensor) -> Tensor:
+        """log P(x | mu) = x log mu + (1 - x) log(1 - mu), in nats.
+
+        Args:
+            image: (B, 1, C, H, W) or anything that broadcasts with ``params``.
+            params: (B, K, C, H, W), logits.
+
+        Returns:
+            (B, K, 1, H, W).
+        """
+        return (image * params - F.softplus(params)).sum(2, keepdim=True)
+
+    def kl_from_prior(self, prior: float, params: Tensor) -> Tensor:
+        """KL(Bernoulli(prior) || Bernoulli(mu)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W).
+
+        For the black prior, p = 0, this is -log(1 - mu).
+        """
+        p = torch.as_tensor(prior, dtype=params.dtype, device=params.device)
+        negative_entropy = torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)
+        return (negative_entropy + F.softplus(params) - p * params).sum(2, keepdim=True)
+
+
+class Gaussian:
+    """Real-valued pixels with a fixed standard deviation. ``params`` are the means.
+
+    Args:
+        sigma: standard deviation, in units of the pixel value. The published E-step uses 0.25, the
+            published loss 1.0.
+
+    Raises:
+        InputError: sigma is not positive.
+    """
+
+    binary = False
+
+    def __init__(self, sigma: float = 0.25) -> None:
+        require(sigma > 0, f"sigma={sigma}: the standard deviation must be greater than 0")
+        self.sigma = sigma
+
+    def mean(self, params: Tensor) -> Tensor:
+        """mu = params."""
+        return params
+
+    def log_prob(self, image: Tensor, params: Tensor) -> Tensor:
+        """log N(x; mu, sigma^2), in nats: (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""
+        log_density = -0.5 * ((image - params) / self.sigma) ** 2
+        return (log_density - math.log(self.sigma * math.sqrt(2 * math.pi))).sum(2, keepdim=True)
+
+    def kl_from_prior(self, prior: float, params: Tensor) -> Tensor:
+        """KL(N(prior, sigma^2) || N(mu, sigma^2)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W)."""
+        return (0.5 * ((params - prior) / self.sigma) ** 2).sum(2, keepdim=True)

@@ -1,0 +1,142 @@
+"""The M-step: from what each component has yet to explain, to its new state and means.
+
+An M-step is a module that is called with ``residual`` (B, K, C, H, W) and ``state`` (B, K, D), and
+gives the new ``state`` (B, K, D) and ``params`` (B, K, C, H, W). Weights are shared over the K
+components. It has two attributes: ``image_shape`` (C, H, W) and ``state_size`` D.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nem_lightning.errors import InputError, require
+
+ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
+
+
+class GradientMStep(nn.Module):
+    """N-EM: one step of gradient ascent on the expected log likelihood Q (equation 4).
+
+    The decoder is f(theta) = s(theta) W^T with s the sigmoid; f gives logits (Bernoulli) or means
+    (Gaussian). For both, the gradient of Q with respect to f is the residual gamma (x - mu), up to
+    the factor 1 / sigma^2 that the step size takes in, so by the chain rule
+
+        theta' = theta + eta * s'(theta) * (residual W),      s' = s (1 - s).
+
+    The weights W are tied: the step back through the decoder uses the decoder's own. The step is
+    written out, so the unrolled loop is differentiated through it like through any other layer.
+
+    Args:
+        image_shape: (C, H, W).
+        hidden_size: D, the number of sigmoid units.
+        step_size: where the learned step size eta starts; greater than 0. (The authors' code draws
+            its sign at random, and a negative start stalls.)
+
+    Raises:
+        InputError: a size below 1, or a step size that is not positive.
+
+    Source: Greff et al. 2017, equation 4; W without a bias, as in the authors' code.
+    """
+
+    def __init__(self, image_shape: Sequence[int], hidden_size: int = 250, step_size: float = 1.0) -> None:
+        super().__init__()
+        self.image_shape = _checked_shape(image_shape)
+        require(hidden_size >= 1, f"hidden_size={hidden_size}: must be at least 1")
+        require(step_size > 0, f"step_size={step_size}: must start greater than 0")
+        self.state_size = hidden_size
+        self.weight = nn.Parameter(torch.empty(math.prod(self.image_shape), hidden_size))  # (CHW, D)
+        self.step_size = nn.Parameter(torch.tensor(float(step_size)))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, residual: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, C, H, W), (B, K, D) -> new state (B, K, D), params (B, K, C, H, W)."""
+        units = torch.sigmoid(state)
+        gradient = units * (1 - units) * (residual.flatten(2) @ self.weight)  # dQ / dtheta, (B, K, D)
+        state = state + self.step_size * gradient
+        return state, self.decode(state)
+
+    def decode(self, state: Tensor) -> Tensor:
+        """f(theta): (B, K, D) -> (B, K, C, H, W)."""
+        return (torch.sigmoid(state) @ self.weight.T).unflatten(-1, self.image_shape)
+
+
+class RecurrentMStep(nn.Module):
+    """RNN-EM: a recurrent network in place of the gradient step.
+
+        theta' = activation(U encoder(residual) + V theta + b),      params = decoder(theta').
+
+    Args:
+        image_shape: (C, H, W).
+        hidden_size: D, the number of recurrent units.
+        activation: of the recurrent units: "sigmoid", "tanh" or "relu".
+        encoder: a module (N, C, H, W) -> (N, anything) of your own; by default the pixels as they are.
+        decoder: a module (N, D) -> (N, C, H, W) of your own; by default one linear layer. It gives
+            logits (Bernoulli) or means (Gaussian), so it ends without a sigmoid.
+
+    Raises:
+        InputError: a size below 1, an unknown activation, or a decoder whose output is no image.
+
+    Source: Greff et al. 2017, section 2.3. Weights start as in the authors' code (Glorot uniform).
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        hidden_size: int = 250,
+        activation: str = "sigmoid",
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_shape = _checked_shape(image_shape)
+        require(hidden_size >= 1, f"hidden_size={hidden_size}: must be at least 1")
+        if activation not in ACTIVATIONS:
+            raise InputError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+        self.state_size = hidden_size
+        self.activation = activation
+        self.encoder = encoder if encoder is not None else nn.Flatten()
+        with torch.no_grad():
+            features = self.encoder(torch.zeros(1, *self.image_shape)).flatten(1).shape[1]
+        self.input_layer = nn.Linear(features, hidden_size)  # U, b
+        self.recurrent_layer = nn.Linear(hidden_size, hidden_size, bias=False)  # V
+        self._init_as_one_kernel()
+        if decoder is None:
+            linear = nn.Linear(hidden_size, math.prod(self.image_shape))
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            decoder = nn.Sequential(linear, nn.Unflatten(1, self.image_shape))
+        self.decoder = decoder
+        with torch.no_grad():
+            decoded = tuple(self.decoder(torch.zeros(1, hidden_size)).shape[1:])
+        require(
+            decoded == self.image_shape,
+            f"decoder: gives images of shape {decoded}, must give image_shape={self.image_shape}",
+        )
+
+    def _init_as_one_kernel(self) -> None:
+        """Glorot uniform over [input; state] -> state, the authors' single kernel; bias 0."""
+        rows = self.input_layer.in_features + self.state_size
+        bound = math.sqrt(6 / (rows + self.state_size))
+        nn.init.uniform_(self.input_layer.weight, -bound, bound)
+        nn.init.uniform_(self.recurrent_layer.weight, -bound, bound)
+        nn.init.zeros_(self.input_layer.bias)
+
+    def forward(self, residual: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, C, H, W), (B, K, D) -> new state (B, K, D), params (B, K, C, H, W)."""
+        features = self.encoder(residual.flatten(0, 1)).flatten(1)  # (B*K, F)
+        state = self.input_layer(features) + self.recurrent_layer(state.flatten(0, 1))  # (B*K, D)
+        state = ACTIVATIONS[self.activation](state)
+        params = self.decoder(state)  # (B*K, C, H, W)
+        batch_and_components = residual.shape[:2]
+        return state.unflatten(0, batch_and_components), params.unflatten(0, batch_and_components)
+
+
+def _checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    shape = tuple(image_shape)
+    require(
+        len(shape) == 3 and all(size >= 1 for size in shape),
+        f"image_shape={list(shape)}: must be [channels, height, width], each at least 1",
+    )
+    return shape

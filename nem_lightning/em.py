@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nem_lightning.errors import require
+from nem_lightning.errors import require, require_count
 
 
 class Iterate(NamedTuple):
@@ -93,8 +93,8 @@ class NeuralEM(nn.Module):
         Raises:
             InputError: K or T below 1, or an image shape other than the M-step's.
         """
-        require(num_components >= 1, f"num_components={num_components}: must be at least 1")
-        require(num_steps >= 1, f"num_steps={num_steps}: must be at least 1")
+        require_count("num_components", num_components)
+        require_count("num_steps", num_steps)
         shape = tuple(image.shape[1:])
         require(
             shape == tuple(self.m_step.image_shape),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nem_lightning.errors import InputError, require
+from nem_lightning.errors import InputError, require, require_count
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
@@ -43,7 +43,7 @@ class GradientMStep(nn.Module):
     def __init__(self, image_shape: Sequence[int], hidden_size: int = 250, step_size: float = 1.0) -> None:
         super().__init__()
         self.image_shape = _checked_shape(image_shape)
-        require(hidden_size >= 1, f"hidden_size={hidden_size}: must be at least 1")
+        require_count("hidden_size", hidden_size)
         require(step_size > 0, f"step_size={step_size}: must start greater than 0")
         self.state_size = hidden_size
         self.weight = nn.Parameter(torch.empty(math.prod(self.image_shape), hidden_size))  # (CHW, D)
@@ -91,7 +91,7 @@ class RecurrentMStep(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape = _checked_shape(image_shape)
-        require(hidden_size >= 1, f"hidden_size={hidden_size}: must be at least 1")
+        require_count("hidden_size", hidden_size)
         if activation not in ACTIVATIONS:
             raise InputError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         self.state_size = hidden_size

@@ -1,6 +1,6 @@
 """The data sets, as LightningDataModules."""
 
 from nem_lightning.datamodules.shapes import ShapesDataModule
-#from nem_lightning.datamodules.voc import VOCDataModule
+from nem_lightning.datamodules.voc import VOCDataModule
 
-__all__ = ["ShapesDataModule"]
+__all__ = ["ShapesDataModule", "VOCDataModule"]

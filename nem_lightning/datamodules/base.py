@@ -12,7 +12,7 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from nem_lightning.errors import InputError, require
+from nem_lightning.errors import InputError, require_count
 
 STAGES = ("train", "val", "test")
 
@@ -59,7 +59,7 @@ class ImagesDataModule(pl.LightningDataModule):
 
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
-        require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
+        require_count("batch_size", batch_size)
         self.batch_size = batch_size
         self.seed = seed
         self.images: dict[str, TensorImages] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nem_lightning.datamodules.base import ImagesDataModule, TensorImages, atomic_file
-from nem_lightning.errors import InputError, require
+from nem_lightning.errors import InputError, require, require_count
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +86,10 @@ class ShapesDataModule(ImagesDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, seed)
-        require(size >= 12, f"size={size}: must be at least 12, the width of the triangle")
-        require(1 <= num_objects <= 254, f"num_objects={num_objects}: must lie in 1..254")
-        require(generation_seed >= 0, f"generation_seed={generation_seed}: must be 0 or greater")
+        require_count("size", size, minimum=12)  # the width of the triangle
+        require_count("num_objects", num_objects)
+        require(num_objects < 255, f"num_objects={num_objects}: must be less than 255")
+        require_count("generation_seed", generation_seed, minimum=0)
         if train_on not in ("training", "single"):
             raise InputError(f"train_on={train_on!r}: must be 'training' or 'single'")
         self.image_shape = (1, size, size)
@@ -101,13 +102,13 @@ class ShapesDataModule(ImagesDataModule):
         size = self.image_shape[1]
         published = data_dir / "shapes.h5"
         if (size, self.num_objects) == (28, 3) and published.exists():
+            log.info("Shapes: reading %s instead of generating", published)
             return published
         return data_dir / f"shapes_{size}x{size}_{self.num_objects}objects_seed{self.generation_seed}.h5"
 
     def prepare_data(self) -> None:
         """Generate the file unless it is there. Several processes may do so at once."""
         if self.path.exists():
-            log.info("Shapes: reading %s", self.path)
             return
         log.info("Shapes: generating %s", self.path)
         size = self.image_shape[1]

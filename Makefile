@@ -1,0 +1,22 @@
+# make train: train RNN-EM on Shapes.  make test: run the tests.  Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+ARGS ?=
+
+.PHONY: train test clean
+
+train: $(VENV)/installed
+	$(VENV)/bin/python train.py model=rnn_em data=shapes $(ARGS)
+
+test: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed: make PYTHON=/path/to/python" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,113 @@
+"""What happens around the training steps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from nem_lightning import figures
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite. The message is one line."""
+
+
+class StopOnNonFiniteLoss(pl.Callback):
+    """Stops a run whose loss is no longer a number, before a checkpoint of it is saved.
+
+    The first such step is noted on the device; the note is read every ``log_every_n_steps`` steps and
+    before each validation, since reading it waits for the device (on a CPU it costs nothing and is
+    read every step).
+
+    Raises:
+        NonFiniteLoss: names the step.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._first = torch.full((), torch.inf, dtype=torch.float64, device=pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"]
+        step = torch.where(loss.isfinite(), torch.inf, float(trainer.global_step))
+        self._first = torch.minimum(self._first, step.to(self._first))
+        if loss.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+            self._check(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and hasattr(self, "_first"):
+            self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        step = self._first.item()
+        if step < torch.inf:
+            kept = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
+            raise NonFiniteLoss(
+                f"the loss is not finite at step {step:.0f} (epoch {trainer.current_epoch}); "
+                f"last good checkpoint: {kept or 'none, no epoch was finished'}; try a lower optimizer.lr"
+            )
+
+
+class CheckpointOnInterrupt(pl.Callback):
+    """Saves a checkpoint when training is interrupted (Ctrl-C), so that nothing is lost.
+
+    Args:
+        path: of the checkpoint.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
+            trainer.save_checkpoint(self.path)
+            pl.utilities.rank_zero_info(
+                f"Interrupted at step {trainer.global_step}. Go on with the same command and ckpt_path={self.path}"
+            )
+
+
+class LogGroupings(pl.Callback):
+    """Draws the groupings of fixed validation images after each validation.
+
+    They go to every logger that takes pictures (W&B, TensorBoard) as ``val/groupings``, one picture an
+    image.
+
+    Args:
+        num_images: how many images, the first of the validation set.
+    """
+
+    def __init__(self, num_images: int = 4) -> None:
+        self.num_images = num_images
+        self._batch: dict[str, Tensor] = {}
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args
+    ) -> None:
+        if batch_idx == 0 and not self._batch:
+            self._batch = {name: value[: self.num_images].clone() for name, value in batch.items()}
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
+        if not loggers or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        image, groups = self._batch["image"], self._batch["groups"]
+        with torch.no_grad():
+            trajectory = pl_module(image, generator=pl_module.generator("val", 0))
+        pictures = [figures.groupings(image, groups, trajectory, index) for index in range(len(image))]
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                panel = [wandb.Image(figure, caption=f"image {i}") for i, figure in enumerate(pictures)]
+                logger.experiment.log({"val/groupings": panel, "trainer/global_step": trainer.global_step})
+            else:
+                for index, figure in enumerate(pictures):
+                    logger.experiment.add_figure(f"val/groupings/{index}", figure, trainer.global_step)

@@ -1,0 +1,83 @@
+"""All that is reported of one EM step, over a data set."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from nem_lightning.em import Iterate, NeuralEM
+from nem_lightning.losses import StepLoss
+from nem_lightning.metrics import AdjustedMutualInformation, AdjustedRandIndex
+
+
+class StepScores(nn.Module):
+    """Means over images, which add up exactly over batches and processes.
+
+    ======================== ==========================================================================
+    ``ami_max``              adjusted mutual information, normalised by the larger entropy
+    ``ami_arithmetic``       the same, normalised by the mean entropy
+    ``ari``                  adjusted Rand index
+    ``loss``                 equation 5 of this step, nats per image
+    ``loss_intra``           its first term, nats per image
+    ``loss_inter``           its second term before lambda, nats per image
+    ``reconstruction_error`` mean over pixels and channels of (x - sum_k gamma_k mu_k)^2
+    ``confidence``           largest responsibility, mean over scored pixels
+    ``log_likelihood``       equation 1, nats per image
+    ======================== ==========================================================================
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groupings = MetricCollection(
+            {
+                "ami_max": AdjustedMutualInformation("max"),
+                "ami_arithmetic": AdjustedMutualInformation("arithmetic"),
+                "ari": AdjustedRandIndex(),
+            },
+            compute_groups=[["ami_max", "ami_arithmetic"], ["ari"]],
+        )
+        names = ("loss", "loss_intra", "loss_inter", "reconstruction_error", "confidence", "log_likelihood")
+        self.means = nn.ModuleDict({name: MeanMetric() for name in names}).double()
+
+    @torch.no_grad()
+    def update(self, em: NeuralEM, image: Tensor, groups: Tensor, iterate: Iterate, loss: StepLoss) -> None:
+        """Add a batch.
+
+        Args:
+            em: for the likelihood.
+            image: (B, C, H, W), clean.
+            groups: (B, H, W), 0 where not scored.
+            iterate: after the step.
+            loss: of the step.
+        """
+        self.groupings.update(iterate.labels, groups)
+        batch = len(image)
+        self.means["loss"].update(loss.total, batch)
+        self.means["loss_intra"].update(loss.intra, batch)
+        self.means["loss_inter"].update(loss.inter, batch)
+        self.means["reconstruction_error"].update(reconstruction_error(image, iterate), batch)
+        scored = groups != 0
+        if scored.any():
+            largest = iterate.log_responsibilities.amax(1).squeeze(1).exp()  # (B, H, W)
+            self.means["confidence"].update(largest[scored].mean(), scored.sum())
+        self.means["log_likelihood"].update(em.log_likelihood(image, iterate.params).mean(), batch)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Each score by its name, a scalar; NaN where no image had one."""
+        return {**self.groupings.compute(), **{name: mean.compute() for name, mean in self.means.items()}}
+
+    def reset(self) -> None:
+        """Start over."""
+        self.groupings.reset()
+        for mean in self.means.values():
+            mean.reset()
+
+    @property
+    def unscored(self) -> Tensor:
+        """How many images had no scored pixel."""
+        return self.groupings["ari"].unscored
+
+
+def reconstruction_error(image: Tensor, iterate: Iterate) -> Tensor:
+    """Mean over batch, pixels and channels of (x - sum_k gamma_k mu_k)^2, a scalar."""
+    reconstruction = (iterate.responsibilities * iterate.mean).sum(1)  # (B, C, H, W)
+    return (image - reconstruction).square().mean()

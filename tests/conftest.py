@@ -1,0 +1,43 @@
+"""Settings: ``NEM_SHARED``, a folder with the full reference traces and a VOC subset; optional."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def _shared(relative: str) -> Path:
+    folder = os.environ.get("NEM_SHARED")
+    if not folder:
+        pytest.skip("NEM_SHARED is not set: no full traces and no VOC subset here")
+    path = Path(folder) / relative
+    if not path.exists():
+        pytest.skip(f"NEM_SHARED is set, but {path} is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def full_traces() -> Path:
+    """The folder of the full reference traces."""
+    return _shared("reference")
+
+
+@pytest.fixture(scope="session")
+def real_devkit() -> Path:
+    """A VOCdevkit with real images."""
+    return _shared("data/VOCdevkit")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A data folder with the Shapes set in it, generated once for all tests."""
+    from nem_lightning.datamodules import ShapesDataModule
+
+    folder = tmp_path_factory.mktemp("data")
+    ShapesDataModule(str(folder)).prepare_data()
+    return folder

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from nem_lightning.em import Iterate
@@ -36,13 +37,28 @@ def grouping_colours(responsibilities: Tensor) -> np.ndarray:
     return np.einsum("khw,kc->hwc", gamma, colours(len(gamma))).clip(0, 1)
 
 
-def groups_colours(groups: Tensor) -> np.ndarray:
-    """True groups, one colour each, 0 in black: (H, W) -> (H, W, 3)."""
+def groups_colours(groups: Tensor, labels: Tensor | None = None) -> np.ndarray:
+    """True groups in one colour each, 0 in black.
+
+    Args:
+        groups: (H, W), 0 where not scored.
+        labels: (H, W), the components that pixels belong to most; where given, each group has the colour of the
+            component that covers it, matched one to one for the most pixels in common.
+
+    Returns:
+        (H, W, 3), red, green, blue in [0, 1].
+    """
     groups = groups.cpu().numpy()
     values = np.unique(groups[groups != 0])  # instance numbers, or class numbers with gaps
+    chosen = np.arange(len(values))
+    if labels is not None and len(values):
+        labels = labels.cpu().numpy()
+        count = max(labels.max() + 1, len(values))
+        shared = [[np.sum((groups == value) & (labels == k)) for k in range(count)] for value in values]
+        chosen = linear_sum_assignment(shared, maximize=True)[1]
     picture = np.zeros((*groups.shape, 3))
-    for value, colour in zip(values, colours(len(values)), strict=True):
-        picture[groups == value] = colour
+    for value, k in zip(values, chosen, strict=True):
+        picture[groups == value] = colours(k + 1)[k]
     return picture
 
 
@@ -59,7 +75,7 @@ def groupings(
     """The grouping that EM finds in one image, step by step.
 
     Top row: the input, its true groups (black: not scored), then the responsibilities after each step, each
-    component in a colour of its own. Below: each component's mean after each step, framed in its colour.
+    component in a colour of its own; true groups have the colour of the component that covers them. Below: each component's mean after each step, framed in its colour.
 
     Args:
         image: (B, C, H, W), values in [0, 1].
@@ -86,7 +102,7 @@ def groupings(
             axes[row, column].set_title(title, fontsize=9)
 
     show(0, 0, image_pixels(image[index]), "input")
-    show(0, 1, groups_colours(groups[index]), "true groups")
+    show(0, 1, groups_colours(groups[index], trajectory[-1].labels[index]), "true groups")
     for step, iterate in enumerate(trajectory, start=1):
         show(0, step + 1, grouping_colours(iterate.responsibilities[index, :, 0]), f"step {step}")
         for k, colour in enumerate(colours(num_components)):
@@ -118,7 +134,7 @@ def gallery(image: Tensor, groups: Tensor, iterate: Iterate, count: int = 12, ca
     for column in range(count):
         rows = (
             image_pixels(image[column]),
-            groups_colours(groups[column]),
+            groups_colours(groups[column], iterate.labels[column]),
             grouping_colours(iterate.responsibilities[column, :, 0]),
         )
         for ax, picture in zip(axes[:, column], rows, strict=True):

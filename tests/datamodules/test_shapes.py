@@ -1,0 +1,211 @@
+import logging
+import multiprocessing
+import os
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from nem_lightning.datamodules import ShapesDataModule
+from nem_lightning.datamodules.shapes import SPLITS, generate
+from nem_lightning.errors import InputError
+from nem_lightning.metrics import adjusted_mutual_information
+
+SQUARE = "1111111 1111111 1100011 1100011 1100011 1111111 1111111"
+TRIANGLE = "000001100000 000011110000 000111111000 001110011100 011100001110 111111111111 111111111111"
+
+
+def cut_out(image: np.ndarray) -> str:
+    """What is in the bounding box, row by row."""
+    rows, columns = np.nonzero(image.any(1))[0], np.nonzero(image.any(0))[0]
+    box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return " ".join("".join(map(str, row)) for row in box)
+
+
+def test_single_shapes_are_the_three_templates_everywhere_equally_often():
+    images, groups = generate(6000, 28, 1, np.random.default_rng(0))
+    assert np.array_equal(images, groups)
+    found, counts = np.unique([cut_out(image) for image in images], return_counts=True)
+    upside_down = " ".join(TRIANGLE.split()[::-1])
+    assert set(found) == {SQUARE, TRIANGLE, upside_down}
+    assert (abs(counts - 2000) < 200).all()
+    assert images.any(0).all()  # fully inside, and up to every edge
+
+
+def test_the_image_is_the_union_and_overlap_is_not_scored():
+    images, groups = generate(20000, 28, 3, np.random.default_rng(1))
+    assert set(np.unique(groups)) == {0, 1, 2, 3}
+    assert (images[groups > 0] == 1).all()
+    overlap = (images == 1) & (groups == 0)
+    assert abs(images.mean() - 0.160) < 0.001
+    assert abs(overlap.any((1, 2)).mean() - 0.715) < 0.01
+    assert 0.08 < overlap.sum() / images.sum() < 0.09
+    scored_groups = np.stack([(groups == k).any((1, 2)) for k in (1, 2, 3)]).sum(0)
+    assert abs((scored_groups == 1).mean() - 0.003) < 0.002
+
+
+def test_k_means_scores_what_it_is_known_to():
+    images, groups = generate(300, 28, 3, np.random.default_rng(2))
+    labels = np.zeros_like(groups)
+    for image, label in zip(images, labels, strict=True):
+        at = np.argwhere(image)
+        label[at[:, 0], at[:, 1]] = KMeans(3, n_init=3, random_state=0).fit_predict(at)
+    scores = adjusted_mutual_information(torch.tensor(labels), torch.tensor(groups), "max")
+    assert abs(scores.nanmean() - 0.812) < 0.02
+
+
+def test_the_published_layout(data_dir):
+    datamodule = ShapesDataModule(str(data_dir))
+    with h5py.File(datamodule.path) as file:
+        assert set(file) == set(SPLITS)
+        for name, count in SPLITS.items():
+            for key in ("features", "groups"):
+                assert file[name][key].shape == (1, count, 28, 28, 1) and file[name][key].dtype == np.float32
+        assert set(np.unique(file["single"]["groups"][:, :100])) == {0, 1}
+    assert [path.name for path in data_dir.iterdir()] == [datamodule.path.name]  # nothing half-written
+
+
+def test_batches(data_dir):
+    datamodule = ShapesDataModule(str(data_dir), batch_size=48)
+    datamodule.setup()
+    train, val = datamodule.train_dataloader(), datamodule.val_dataloader()
+    batch = next(iter(train))
+    assert batch["image"].shape == (48, 1, 28, 28) and batch["image"].dtype == torch.float32
+    assert batch["groups"].shape == (48, 28, 28) and batch["groups"].dtype == torch.int64
+    assert len(train.dataset) == 50_000 and len(val.dataset) == 10_000
+    assert sum(len(batch["image"]) for batch in val) == 10_000
+    one = val.dataset[3]
+    assert torch.equal(one["image"], next(iter(val))["image"][3]) and one["groups"].shape == (28, 28)
+
+
+def test_the_order_of_training_batches_depends_on_seed_and_epoch(data_dir):
+    def first(seed: int, epoch: int) -> torch.Tensor:
+        datamodule = ShapesDataModule(str(data_dir), seed=seed)
+        datamodule.setup("fit")
+        loader = datamodule.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return next(iter(loader))["image"]
+
+    assert torch.equal(first(0, 0), first(0, 0))
+    assert not torch.equal(first(0, 0), first(0, 1))
+    assert not torch.equal(first(0, 0), first(1, 0))
+
+
+def test_other_sizes_and_counts_have_files_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("nem_lightning.datamodules.shapes.SPLITS", dict.fromkeys(SPLITS, 50))
+    arguments = [{"size": 20}, {"num_objects": 5}, {"generation_seed": 1}, {"train_on": "single"}]
+    modules = [ShapesDataModule(str(tmp_path), **each) for each in arguments]
+    for datamodule in modules:
+        datamodule.prepare_data()
+        datamodule.setup()
+    assert len({datamodule.path for datamodule in modules}) == 4
+    small, five, _, single = (datamodule.images["train"] for datamodule in modules)
+    assert small.images.shape == (50, 1, 20, 20)
+    assert five.groups.max() == 5
+    assert single.groups.max() == 1 and modules[3].images["val"].groups.max() == 3
+
+
+def test_a_published_file_is_read_instead(tmp_path, caplog):
+    features = np.zeros((1, 12, 28, 28, 1), np.float32)
+    features[0, :, 3, 4] = 1
+    with h5py.File(tmp_path / "shapes.h5", "w") as file:
+        for name in ("training", "validation", "test"):
+            file[f"{name}/features"], file[f"{name}/groups"] = features, 2 * features
+    with caplog.at_level(logging.INFO):
+        datamodule = ShapesDataModule(str(tmp_path))
+    assert "shapes.h5 instead of generating" in caplog.text
+    datamodule.prepare_data()
+    datamodule.setup()
+    assert len(datamodule.images["test"]) == 12 and datamodule.images["test"].groups[0, 3, 4] == 2
+    assert len(list(tmp_path.iterdir())) == 1
+    datamodule = ShapesDataModule(str(tmp_path), train_on="single")
+    with pytest.raises(InputError, match=r"shapes.h5: has no group 'single'; its groups are test, training, val"):
+        datamodule.setup()
+
+
+def write(path, **datasets) -> None:
+    with h5py.File(path, "w") as file:
+        for name, array in datasets.items():
+            file[name.replace("__", "/")] = array
+
+
+def test_bad_files(tmp_path):
+    path = tmp_path / "shapes.h5"
+    path.write_bytes(b"not HDF5")
+    with pytest.raises(InputError, match=r"shapes.h5: cannot be read as HDF5"):
+        ShapesDataModule(str(tmp_path)).setup()
+    good = np.zeros((1, 5, 28, 28, 1), np.float32)
+    write(path, training__features=good)
+    with pytest.raises(InputError, match=r"shapes.h5: 'training' has no array 'groups'"):
+        ShapesDataModule(str(tmp_path)).setup()
+    write(path, training__features=good[..., :20, :20, :], training__groups=good)
+    with pytest.raises(InputError, match=r"both must be \(1, N, 28, 28, 1\)"):
+        ShapesDataModule(str(tmp_path)).setup()
+    write(path, training__features=good + 0.5, training__groups=good)
+    with pytest.raises(InputError, match="pixels other than 0 and 1; Bernoulli models need binary images"):
+        ShapesDataModule(str(tmp_path)).setup()
+
+
+def test_a_truncated_file(data_dir, tmp_path):
+    whole = ShapesDataModule(str(data_dir)).path.read_bytes()
+    datamodule = ShapesDataModule(str(tmp_path))
+    datamodule.path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="delete it to generate it anew"):
+        datamodule.setup()
+
+
+def test_a_failed_generation_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nem_lightning.datamodules.shapes.generate", fail)
+    with pytest.raises(KeyboardInterrupt):
+        ShapesDataModule(str(tmp_path)).prepare_data()
+    assert not list(tmp_path.iterdir())
+
+
+def _prepare(folder: str) -> None:
+    import nem_lightning.datamodules.shapes as shapes
+
+    shapes.SPLITS = dict.fromkeys(shapes.SPLITS, 500)
+    ShapesDataModule(folder).prepare_data()
+
+
+def test_several_processes_at_once(tmp_path, monkeypatch):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_prepare, args=(str(tmp_path),)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    datamodule = ShapesDataModule(str(tmp_path))
+    datamodule.setup()
+    assert len(datamodule.images["train"]) == 500 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/data: cannot be written"):
+        ShapesDataModule(str(tmp_path / "file" / "data")).prepare_data()
+    if os.geteuid() != 0:  # root writes anywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(InputError, match="cannot be written"):
+            ShapesDataModule(str(tmp_path)).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 11}, "size=11: must be an integer of at least 12"),
+        ({"num_objects": 0}, "num_objects=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"train_on": "test"}, "train_on='test': must be 'training' or 'single'"),
+        ({"generation_seed": -1}, "generation_seed=-1"),
+    ],
+)
+def test_bad_settings(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ShapesDataModule("data", **arguments)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from nem_lightning.errors import InputError, require
@@ -86,7 +87,10 @@ def load(
         config["num_steps"] = num_steps
         if not isinstance(config["loss"]["step_weights"], str):
             config["loss"] = {**config["loss"], "step_weights": "last"}
-    module = instantiate(config)
+    try:
+        module = instantiate(config)
+    except InstantiationException as error:
+        raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
     weights = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("em.")}
     module.load_state_dict(weights, strict=False)
     return module

@@ -38,8 +38,8 @@ def one_line_errors() -> Iterator[None]:
         yield
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
-            _, _, node = str(error).rpartition("full_key: ")
-            raise CompactHydraException(f"{node}.{error.__cause__}") from None
+            _, found, node = str(error).rpartition("full_key: ")
+            raise CompactHydraException(f"{node}.{error.__cause__}" if found else str(error.__cause__)) from None
         raise
     except (InputError, NonFiniteLoss) as error:
         raise CompactHydraException(str(error)) from None

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from tiny import TinyImages, tiny_module, tiny_trainer
+
+from nem_lightning import checkpoint
+from nem_lightning.errors import InputError
+
+LIKELIHOOD = {"_target_": "nem_lightning.likelihoods.Bernoulli"}
+CONFIG = {
+    "model": {
+        "_target_": "nem_lightning.module.NeuralEMModule",
+        "num_components": 2,
+        "num_steps": 3,
+        "em": {
+            "_target_": "nem_lightning.em.NeuralEM",
+            "likelihood": LIKELIHOOD,
+            "m_step": {
+                "_target_": "nem_lightning.m_steps.RecurrentMStep",
+                "image_shape": [1, 6, 5],
+                "hidden_size": 8,
+            },
+        },
+        "loss": {
+            "_target_": "nem_lightning.losses.NeuralEMLoss",
+            "likelihood": LIKELIHOOD,
+            "step_weights": [0, 1, 1],
+        },
+        "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-3},
+    }
+}
+
+
+def save(tmp_path, config=CONFIG):
+    module = tiny_module()
+    callbacks = [checkpoint.SaveConfig(config), ModelCheckpoint(tmp_path, filename="model")]
+    tiny_trainer(tmp_path, callbacks=callbacks).fit(module, TinyImages())
+    return module, tmp_path / "model.ckpt"
+
+
+def test_a_checkpoint_says_how_its_model_is_built(tmp_path):
+    module, path = save(tmp_path)
+    loaded = checkpoint.load(path)
+    assert loaded.num_components == 2 and loaded.num_steps == 3
+    image = torch.rand(4, 1, 6, 5).round()
+    one, other = (each(image, generator=torch.Generator().manual_seed(0))[-1] for each in (module, loaded))
+    assert torch.equal(one.mean, other.mean)
+
+
+def test_another_k_and_t(tmp_path):
+    _, path = save(tmp_path)
+    loaded = checkpoint.load(path, num_components=4, num_steps=5)
+    trajectory = loaded(torch.rand(2, 1, 6, 5).round())
+    assert len(trajectory) == 5 and trajectory[0].mean.shape[1] == 4
+    with pytest.raises(InputError, match="num_steps=0: must be an integer of at least 1"):
+        checkpoint.load(path, num_steps=0)
+
+
+def test_classes_of_strangers_are_refused(tmp_path):
+    encoder = {"_target_": "os.system", "command": f"touch {tmp_path}/evil"}
+    model = CONFIG["model"]
+    m_step = {**model["em"]["m_step"], "encoder": encoder}
+    _, path = save(tmp_path, {"model": {**model, "em": {**model["em"], "m_step": m_step}}})
+    with pytest.raises(InputError, match=r"its model needs os.system; allowed are nem_lightning.*trusted="):
+        checkpoint.load(path)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_own_classes_can_be_trusted(tmp_path):
+    model = CONFIG["model"]
+    m_step = {**model["em"]["m_step"], "encoder": {"_target_": "flatten_of_my_own.MyFlatten"}}
+    _, path = save(tmp_path, {"model": {**model, "em": {**model["em"], "m_step": m_step}}})
+    checkpoint.load(path, trusted=["flatten_of_my_own"])
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.ckpt: no such file"):
+        checkpoint.load(tmp_path / "nowhere.ckpt")
+    _, path = save(tmp_path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"model.ckpt: not a checkpoint, or cut short"):
+        checkpoint.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"model.ckpt: not a checkpoint, or cut short"):
+        checkpoint.load(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(InputError, match=r"not a checkpoint of nem_lightning"):
+        checkpoint.load(path)

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+
+from nem_lightning import figures
+from nem_lightning.em import Iterate
+
+
+def trajectory(steps: int, components: int, channels: int) -> list[Iterate]:
+    torch.manual_seed(0)
+    return [
+        Iterate(
+            torch.zeros(2, components, 1),
+            torch.zeros(()),
+            torch.rand(2, components, channels, 6, 5),
+            torch.randn(2, components, 1, 6, 5).log_softmax(1),
+        )
+        for _ in range(steps)
+    ]
+
+
+def test_pixels_have_the_colours_of_their_components():
+    gamma = torch.zeros(3, 1, 3)
+    gamma[0, 0, 0] = gamma[2, 0, 1] = 1
+    gamma[:2, 0, 2] = 0.5
+    picture = figures.grouping_colours(gamma)
+    np.testing.assert_allclose(picture[0, 0], figures.COLOURS[0])
+    np.testing.assert_allclose(picture[0, 1], figures.COLOURS[2])
+    np.testing.assert_allclose(picture[0, 2], figures.COLOURS[:2].mean(0))
+
+
+def test_groups_have_the_colour_of_the_component_that_covers_them():
+    groups = torch.tensor([[0, 1, 1, 20, 20, 20]])
+    picture = figures.groups_colours(groups, torch.tensor([[0, 2, 2, 0, 0, 1]]))
+    expected = [np.zeros(3), *[figures.COLOURS[2]] * 2, *[figures.COLOURS[0]] * 3]
+    np.testing.assert_allclose(picture[0], expected)
+    assert not figures.groups_colours(torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.long)).any()
+
+
+@pytest.mark.parametrize(("steps", "components", "channels"), [(1, 1, 1), (10, 3, 1), (3, 10, 3)])
+def test_groupings_has_a_column_a_step_and_a_row_a_component(steps, components, channels):
+    image, groups = torch.rand(2, channels, 6, 5), torch.randint(0, 30, (2, 6, 5))
+    iterates = trajectory(steps, components, channels)
+    figure = figures.groupings(image, groups, iterates, index=1)
+    axes = np.array(figure.axes).reshape(components + 1, steps + 2)
+    np.testing.assert_allclose(
+        axes[0, 2].images[0].get_array(), figures.grouping_colours(iterates[0].responsibilities[1, :, 0])
+    )
+    shown = axes[-1, -1].images[0].get_array()
+    np.testing.assert_allclose(shown[..., 0], iterates[-1].mean[1, -1, 0], atol=1e-6)
+
+
+def test_gallery_shows_as_many_as_there_are(tmp_path):
+    image, groups = torch.rand(2, 1, 6, 5), torch.randint(0, 3, (2, 6, 5))
+    figure = figures.gallery(image, groups, trajectory(1, 3, 1)[0], count=8)
+    assert len(figure.axes) == 3 * 2
+    figure.savefig(tmp_path / "gallery.png")
+    assert (tmp_path / "gallery.png").stat().st_size > 1000

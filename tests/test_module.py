@@ -1,0 +1,112 @@
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from tiny import SHAPE, TinyImages, tiny_module, tiny_trainer
+
+from nem_lightning.errors import InputError
+from nem_lightning.likelihoods import Gaussian
+from nem_lightning.metrics import adjusted_mutual_information
+
+SCORES = {
+    "ami_max",
+    "ami_arithmetic",
+    "ari",
+    "loss",
+    "loss_intra",
+    "loss_inter",
+    "reconstruction_error",
+    "confidence",
+    "log_likelihood",
+}
+
+
+def test_training_logs_what_it_should_and_lowers_the_loss(tmp_path):
+    module, data = tiny_module(), TinyImages()
+    trainer = tiny_trainer(tmp_path, max_epochs=1)
+    before = tiny_trainer(tmp_path).validate(module, data, verbose=False)[0]
+    trainer.fit(module, data)
+    expected = {f"val/{name}" for name in SCORES}
+    expected |= {f"train/{name}" for name in ("loss", "loss_intra", "loss_inter", "reconstruction_error")}
+    assert expected <= set(trainer.callback_metrics)
+    tiny_trainer(tmp_path, max_epochs=10).fit(module, data)
+    after = tiny_trainer(tmp_path).validate(module, data, verbose=False)[0]
+    assert set(after) == {f"val/{name}" for name in SCORES}
+    assert after["val/loss"] < 0.8 * before["val/loss"]
+
+
+def test_scores_are_means_over_all_images(tmp_path):
+    module, data = tiny_module(), TinyImages(batch_size=7)  # the last batch is smaller
+    data.setup()
+    (logged,) = tiny_trainer(tmp_path).test(module, data, verbose=False)
+    images = data.images["test"].__getitems__(range(30))
+    labels, errors, confidences, losses = [], [], [], []
+    for index, at in enumerate(range(0, 30, 7)):
+        image = images["image"][at : at + 7]
+        last = module(image, generator=module.generator("test", index))[-1]
+        labels.append(last.labels)
+        errors.append((image - (last.responsibilities * last.mean).sum(1)).square().flatten(1).mean(1))
+        confidences.append(last.responsibilities.amax(1).flatten()[images["groups"][at : at + 7].flatten() != 0])
+        losses.append(module.loss.of_step(image, last).total * len(image))
+    scores = adjusted_mutual_information(torch.cat(labels), images["groups"], "max")
+    assert logged["test/ami_max"] == pytest.approx(scores.nanmean().item(), abs=1e-6)
+    assert logged["test/reconstruction_error"] == pytest.approx(torch.cat(errors).mean().item(), abs=1e-6)
+    assert logged["test/confidence"] == pytest.approx(torch.cat(confidences).mean().item(), abs=1e-6)
+    assert logged["test/loss"] == pytest.approx(sum(losses).item() / 30, rel=1e-5)
+    assert logged["test/unscored_images"] == 0
+    assert len(module.test_scores_by_step) == 3
+    assert module.test_scores_by_step[-1]["ami_max"] == pytest.approx(logged["test/ami_max"], abs=1e-6)
+
+
+def test_seed_stage_and_step_decide_all_draws():
+    def draw(module, *key):
+        return torch.rand(3, generator=module.generator(*key))
+
+    module = tiny_module(seed=0)
+    assert torch.equal(draw(module, "train", 5), draw(tiny_module(seed=0), "train", 5))
+    others = [draw(module, "train", 6), draw(module, "val", 5), draw(tiny_module(seed=1), "train", 5)]
+    assert not any(torch.equal(draw(module, "train", 5), other) for other in others)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    whole, first, second = tiny_module(), tiny_module(), tiny_module()
+    tiny_trainer(tmp_path, max_epochs=4).fit(whole, TinyImages())
+    checkpoint = ModelCheckpoint(tmp_path, filename="two")
+    tiny_trainer(tmp_path, max_epochs=2, callbacks=[checkpoint]).fit(first, TinyImages())
+    torch.manual_seed(123)  # whatever else happened in that process
+    trainer = tiny_trainer(tmp_path, max_epochs=4)
+    trainer.fit(second, TinyImages(), ckpt_path=checkpoint.best_model_path, weights_only=True)
+    for name, weight in whole.em.named_parameters():
+        assert torch.equal(weight, second.em.get_parameter(name)), name
+
+
+def test_noise_is_for_training_only():
+    module, data = tiny_module(), TinyImages()
+    data.setup()
+    batch = data.images["val"].__getitems__(range(8))
+    with_noise, module.corruption = module.corruption, None
+    module.validation_step(batch, 0)
+    clean = module.val_scores.compute()
+    module.val_scores.reset()
+    module.corruption = with_noise
+    module.validation_step(batch, 0)
+    assert clean == module.val_scores.compute()
+
+
+@pytest.mark.parametrize("name", ["num_components", "num_steps"])
+def test_bad_k_and_t(name):
+    with pytest.raises(InputError, match=f"{name}=0: must be an integer of at least 1"):
+        tiny_module(**{name: 0})
+
+
+def test_images_that_do_not_fit():
+    module, data = tiny_module(), TinyImages()
+    module.check_images(data)
+    data.binary = False
+    with pytest.raises(InputError, match=r"model.em.likelihood: Bernoulli pixels must be 0 or 1.*Gaussian"):
+        module.check_images(data)
+    module.em.likelihood = module.loss.likelihood = Gaussian()
+    module.check_images(data)
+    data.image_shape = (1, 7, 7)
+    with pytest.raises(InputError, match=r"images are \(1, 7, 7\) .* this model takes \(1, 6, 5\)"):
+        module.check_images(data)
+    assert SHAPE == (1, 6, 5)

@@ -205,10 +205,9 @@ class _MeanOverImages(Metric):
         """Score a batch: predicted labels and true groups, (B, H, W) or (B, N)."""
         scores = self.scores(labels, groups)
         has_score = ~scores[0].isnan()
-        # Not in place: a state from Trainer.validate is an inference tensor, which Trainer.fit may not change.
-        self.total = self.total + scores.nansum(1)
-        self.scored = self.scored + has_score.sum()
-        self.unscored = self.unscored + (~has_score).sum()
+        self.total += scores.nansum(1)
+        self.scored += has_score.sum()
+        self.unscored += (~has_score).sum()
 
     def compute(self) -> Tensor:
         """The mean, a float64 scalar; NaN where no image had a score."""

@@ -123,6 +123,9 @@ class NeuralEMModule(pl.LightningModule):
         )
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        self.val_scores.reset()
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image = batch["image"]
         last = self(image, generator=self.generator("val", batch_idx))[-1]
@@ -130,10 +133,13 @@ class NeuralEMModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         scores = self.val_scores.compute()
-        self.val_scores.reset()
         shown = ("ami_max", "reconstruction_error")  # on the progress bar
         for name, value in scores.items():
             self.log(f"val/{name}", value.float(), prog_bar=name in shown)
+
+    def on_test_epoch_start(self) -> None:
+        for scores in self.test_scores:
+            scores.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image = batch["image"]
@@ -146,5 +152,3 @@ class NeuralEMModule(pl.LightningModule):
         self.test_scores_by_step = [{name: value.item() for name, value in step.items()} for step in by_step]
         self.log_dict({f"test/{name}": value.float() for name, value in by_step[-1].items()})
         self.log("test/unscored_images", self.test_scores[-1].unscored.float())
-        for scores in self.test_scores:
-            scores.reset()

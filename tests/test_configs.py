@@ -1,0 +1,165 @@
+"""Every config file composes and trains."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from devkit import make_devkit
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import train as train_script
+from nem_lightning import checkpoint
+
+FEW = [
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+    "trainer.log_every_n_steps=1",
+]
+
+
+def files(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def composed(name: str, overrides: list[str], tmp_path: Path, data_dir: Path):
+    places = [
+        f"paths.run_dir={tmp_path}/run",
+        "paths.run_name=run",
+        "paths.sweep_name=null",
+        f"paths.data_dir={data_dir}",
+    ]
+    (tmp_path / "run").mkdir(exist_ok=True)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, overrides=[*places, *overrides])
+
+
+@pytest.fixture
+def run(tmp_path, data_dir, capsys):
+    """Train with few batches of little data; gives the config and what was printed."""
+
+    def train(*overrides: str):
+        config = composed("train", [*overrides, *FEW], tmp_path, data_dir)
+        if config.data._target_.endswith("VOCDataModule") and not Path(config.data.devkit).exists():
+            config.data.devkit = str(make_devkit(tmp_path / "voc"))
+            config.data.cache_dir = str(tmp_path / "voc")
+            config.data.batch_size = 8
+        try:
+            score = train_script.train(config)
+        finally:
+            train_script.finish_wandb()
+        assert 0 < score < 1
+        return config, capsys.readouterr().out
+
+    return train
+
+
+@pytest.mark.parametrize("data", files("data"))
+@pytest.mark.parametrize("model", files("model"))
+def test_every_model_trains_on_every_data_set(run, model, data):
+    config, printed = run(f"model={model}", f"data={data}", "logger=none")
+    run_dir = Path(config.paths.run_dir)
+    for name in ("best", "last"):
+        saved = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert saved["global_step"] == 2
+    assert checkpoint.load(run_dir / "checkpoints" / "best.ckpt").num_steps == 10
+    assert "Test scores of the best checkpoint" in printed and "AMI" in printed
+    for place in ("run folder", "checkpoints/best.ckpt", "groupings.png", "gallery.png"):
+        assert place in printed
+    assert {path.name for path in run_dir.iterdir()} == {"checkpoints", "groupings.png", "gallery.png"}
+
+
+@pytest.mark.parametrize("experiment", files("experiment"))
+def test_every_experiment_trains(run, experiment):
+    size = ["data.size=16", "model.em.m_step.hidden_size=20"] if "voc" in experiment else []
+    config, _ = run(f"experiment={experiment}", "logger=none", *size)
+    assert (Path(config.paths.run_dir) / "checkpoints" / "best.ckpt").exists()
+
+
+def test_published_experiments_hold_the_published_settings(tmp_path, data_dir):
+    for name, target, hidden, lr in (
+        ("rnn_em_shapes", "RecurrentMStep", 250, 1e-3),
+        ("nem_shapes", "GradientMStep", 250, 1e-3),
+        ("rnn_em_voc", "RecurrentMStep", 2000, 1e-4),
+    ):
+        config = composed("train", [f"experiment={name}"], tmp_path, data_dir)
+        m_step = config.model.em.m_step
+        assert m_step._target_.endswith(target) and m_step.hidden_size == hidden
+        assert (config.model.num_components, config.model.num_steps) == (3, 10)
+        assert config.model.optimizer._target_ == "torch.optim.Adam" and config.model.optimizer.lr == lr
+        assert config.model.loss.step_weights == "last" and config.data.batch_size == 64
+        stop = config.callbacks.early_stopping
+        assert (stop.monitor, stop.patience) == ("val/reconstruction_error", 10)
+        likelihoods = (config.model.em.likelihood, config.model.loss.likelihood)
+        if "voc" in name:
+            assert [each.sigma for each in likelihoods] == [0.25, 1.0]
+            assert m_step.image_shape == [3, 64, 64]
+        else:
+            assert all(each._target_.endswith("Bernoulli") for each in likelihoods)
+            assert config.model.corruption.prob == 0.1
+
+
+@pytest.mark.parametrize("logger", files("logger"))
+def test_every_logger(run, logger):
+    config, printed = run(f"logger={logger}", "trainer.max_epochs=1")
+    run_dir = Path(config.paths.run_dir)
+    if logger == "wandb":
+        (offline,) = (run_dir / "wandb").glob("offline-run-*")
+        assert f"W&B run  offline; upload with: wandb sync {offline}" in printed
+        assert list(offline.glob("files/media/images/val/groupings_*.png"))
+    elif logger == "csv":
+        header = (run_dir / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+        assert {"epoch", "step", "train/loss", "train/loss_intra", "val/ami_max", "val/ari", "test/confidence"} <= {*header}
+        assert "num_steps: 10" in (run_dir / "csv" / "hparams.yaml").read_text()
+    elif logger == "tensorboard":
+        assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_several_loggers_at_once(run):
+    config, _ = run("logger=[csv,tensorboard]")
+    assert {"csv", "tensorboard"} <= {path.name for path in Path(config.paths.run_dir).iterdir()}
+
+
+@pytest.mark.parametrize("trainer", files("trainer"))
+def test_every_trainer(run, tmp_path, data_dir, trainer):
+    if trainer == "gpu":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU here")
+    elif trainer == "ddp":
+        config = composed("train", ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], tmp_path, data_dir)
+        assert instantiate(config.trainer, logger=False).world_size == 2
+    else:
+        run(f"trainer={trainer}", "logger=none")
+
+
+def test_the_image_shape_follows_the_data(tmp_path, data_dir):
+    config = composed("train", ["data.size=20"], tmp_path, data_dir)
+    assert config.model.em.m_step.image_shape == [1, 20, 20]
+    config = composed("train", ["data=voc", "data.size=32"], tmp_path, data_dir)
+    assert config.model.em.m_step.image_shape == [3, 32, 32]
+    assert config.model.em.likelihood._target_.endswith("Gaussian")
+
+
+def test_a_module_of_ones_own_by_config(run):
+    run(
+        "logger=none",
+        "model.em.m_step.encoder={_target_: flatten_of_my_own.MyFlatten}",
+        "model.num_components=2",
+        "model.num_steps=2",
+    )
+
+
+def test_every_class_has_one_config_and_every_config_is_chosen():
+    """No file of conf/ without a user: each is in a defaults list or a choice of a group."""
+    groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    text = "\n".join(path.read_text() for path in (ROOT / "conf").rglob("*.yaml"))
+    for group in groups:
+        assert f"{group}" in text
+    targets = [OmegaConf.load(path).get("_target_") for path in (ROOT / "conf").rglob("*.yaml")]
+    named = [target for target in targets if target]
+    assert len(named) == len(set(named))

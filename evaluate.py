@@ -37,7 +37,15 @@ def evaluate(config: DictConfig) -> None:
 
     run_dir = Path(config.paths.run_dir)
     scores = run_dir / "scores.json"
-    scores.write_text(json.dumps({"ckpt_path": str(config.ckpt_path), "by_step": module.test_scores_by_step}, indent=1))
+    result = {
+        "ckpt_path": str(config.ckpt_path),
+        "split": config.split,
+        "num_images": len(datamodule.images[config.split]),
+        "num_components": module.num_components,
+        "seed": config.seed,
+        "by_step": module.test_scores_by_step,
+    }
+    scores.write_text(json.dumps(result, indent=1) + "\n")
     batch = trainer.strategy.batch_to_device(next(iter(datamodule.eval_dataloader(config.split))))
     pictures = figures.save(module, batch, run_dir, f"{config.split} images")
     console = Console()

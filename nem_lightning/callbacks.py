@@ -5,11 +5,21 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from nem_lightning import figures
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich progress bar without the run's version number, which takes a line in each epoch's."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class NonFiniteLoss(RuntimeError):
@@ -59,6 +69,9 @@ class StopOnNonFiniteLoss(pl.Callback):
 class CheckpointOnInterrupt(pl.Callback):
     """Saves a checkpoint when training is interrupted (Ctrl-C), so that nothing is lost.
 
+    A run that goes on from it ends with the weights of an undisturbed one. Interrupted within a
+    validation, it goes on after that validation.
+
     Args:
         path: of the checkpoint.
     """
@@ -72,6 +85,14 @@ class CheckpointOnInterrupt(pl.Callback):
             pl.utilities.rank_zero_info(
                 f"Interrupted at step {trainer.global_step}. Go on with the same command and ckpt_path={self.path}"
             )
+
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        """Let the next validation start at its first batch: within an epoch, Lightning would go on after the
+        batches of the validation before, and score none."""
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.val_loop.batch_progress")
+        if progress is not None:
+            progress["current"] = dict.fromkeys(progress["current"], 0)
 
 
 class LogGroupings(pl.Callback):

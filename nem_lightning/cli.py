@@ -86,7 +86,7 @@ def print_scores_by_step(title: str, scores: list[dict[str, float]], console: Co
         table.add_column(heading, justify="right", no_wrap=True)
     for step, row in enumerate(scores, start=1):
         nats = ("loss", "log_likelihood")
-        table.add_row(str(step), *(f"{row[name]:.1f}" if name in nats else f"{row[name]:.4f}" for name in COLUMNS))
+        table.add_row(str(step), *(f"{row[name]:.5g}" if name in nats else f"{row[name]:.4f}" for name in COLUMNS))
     console.print(table)
 
 

@@ -133,9 +133,8 @@ class NeuralEMModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         scores = self.val_scores.compute()
-        shown = ("ami_max", "reconstruction_error")  # on the progress bar
         for name, value in scores.items():
-            self.log(f"val/{name}", value.float(), prog_bar=name in shown)
+            self.log(f"val/{name}", value.float(), prog_bar=name == "ami_max")
 
     def on_test_epoch_start(self) -> None:
         for scores in self.test_scores:

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tiny import TinyImages, tiny_module, tiny_trainer
 
@@ -52,20 +54,59 @@ def _note_only(callback):
 
 
 class InterruptAt(pl.Callback):
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 7:
-            raise KeyboardInterrupt
+    """Ctrl-C at a hook of the callbacks, at a step."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        def interrupt(trainer, *arguments):
+            if trainer.global_step == step and trainer.state.fn == "fit":
+                raise KeyboardInterrupt
+
+        setattr(self, hook, interrupt)
 
 
-def test_an_interrupted_run_leaves_a_checkpoint(tmp_path):
-    path = tmp_path / "checkpoints" / "interrupted.ckpt"
-    trainer = tiny_trainer(tmp_path, max_epochs=5, callbacks=[InterruptAt(), CheckpointOnInterrupt(str(path))])
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_train_batch_start", 0),
+        ("on_train_batch_start", 7),  # within an epoch: 5 steps each
+        ("on_train_batch_end", 7),
+        ("on_train_batch_end", 10),
+        ("on_validation_start", 10),
+        ("on_validation_batch_end", 10),
+        ("on_validation_end", 10),
+        ("on_train_epoch_end", 10),
+    ],
+)
+def test_a_run_interrupted_anywhere_goes_on_as_if_it_had_not_been(tmp_path, hook, step):
+    scores: dict[str, dict[int, float]] = {"undisturbed": {}, "run": {}}
+
+    class Record(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            score = trainer.callback_metrics["val/reconstruction_error"].item()
+            scores[Path(trainer.default_root_dir).name][trainer.current_epoch] = score
+
+    def trainer(folder, *callbacks):
+        stop = EarlyStopping("val/reconstruction_error", patience=10, strict=False)
+        save = ModelCheckpoint(folder, filename="best", monitor="val/reconstruction_error", save_last=True)
+        return tiny_trainer(folder, max_epochs=4, callbacks=[stop, save, Record(), *callbacks])
+
+    undisturbed, resumed = tiny_module(), tiny_module()
+    trainer(tmp_path / "undisturbed").fit(undisturbed, TinyImages())
+    path = tmp_path / "run" / "interrupted.ckpt"
     with pytest.raises(SystemExit):
-        trainer.fit(tiny_module(), TinyImages())
-    assert torch.load(path, weights_only=True)["global_step"] == 7
-    resumed = tiny_trainer(tmp_path, max_epochs=3)
-    resumed.fit(tiny_module(), TinyImages(), ckpt_path=path, weights_only=True)
-    assert resumed.global_step >= 14
+        interrupted = trainer(tmp_path / "run", InterruptAt(hook, step), CheckpointOnInterrupt(str(path)))
+        interrupted.fit(tiny_module(), TinyImages())
+    assert torch.load(path, weights_only=True)["global_step"] == step
+    torch.manual_seed(123)  # whatever else happened in the process that goes on
+    on_load = CheckpointOnInterrupt(str(path))
+    trainer(tmp_path / "run", on_load).fit(resumed, TinyImages(), ckpt_path=path, weights_only=True)
+    for name, weight in undisturbed.em.named_parameters():
+        assert torch.equal(weight, resumed.em.get_parameter(name)), name
+    expected = scores["undisturbed"]
+    if scores["run"].keys() != expected.keys():  # interrupted around a validation, it goes on after it
+        assert step == 10
+        expected.pop(1)
+    assert scores["run"] == expected
 
 
 def test_groupings_of_the_same_images_go_to_the_logger(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from tiny import SHAPE, TinyImages, tiny_module, tiny_trainer
 
 from nem_lightning.errors import InputError
@@ -65,18 +64,6 @@ def test_seed_stage_and_step_decide_all_draws():
     assert torch.equal(draw(module, "train", 5), draw(tiny_module(seed=0), "train", 5))
     others = [draw(module, "train", 6), draw(module, "val", 5), draw(tiny_module(seed=1), "train", 5)]
     assert not any(torch.equal(draw(module, "train", 5), other) for other in others)
-
-
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
-    whole, first, second = tiny_module(), tiny_module(), tiny_module()
-    tiny_trainer(tmp_path, max_epochs=4).fit(whole, TinyImages())
-    checkpoint = ModelCheckpoint(tmp_path, filename="two")
-    tiny_trainer(tmp_path, max_epochs=2, callbacks=[checkpoint]).fit(first, TinyImages())
-    torch.manual_seed(123)  # whatever else happened in that process
-    trainer = tiny_trainer(tmp_path, max_epochs=4)
-    trainer.fit(second, TinyImages(), ckpt_path=checkpoint.best_model_path, weights_only=True)
-    for name, weight in whole.em.named_parameters():
-        assert torch.equal(weight, second.em.get_parameter(name)), name
 
 
 def test_noise_is_for_training_only():

@@ -1,6 +1,7 @@
 """What the data sets share: images held in memory, batches cut from them as tensors."""
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -42,6 +43,26 @@ class TensorImages(Dataset):
         return {"image": self.images[indices].float() / self.scale, "groups": self.groups[indices].long()}
 
 
+class ResumableLoader(DataLoader):
+    """A training loader that Lightning can stop within an epoch and go on with, at the batch that is next."""
+
+    trainer: pl.Trainer | None = None
+    _skip = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of this epoch were trained on; Lightning saves it with a checkpoint."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return {"batches": progress.processed % self.trainer.num_training_batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave out that many batches, once."""
+        self._skip = state["batches"]
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        skip, self._skip = self._skip, 0
+        return itertools.islice(super().__iter__(), skip, None)
+
+
 class ImagesDataModule(pl.LightningDataModule):
     """Loaders over three :class:`TensorImages`; a subclass reads them in :meth:`load`.
 
@@ -81,7 +102,9 @@ class ImagesDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         world, rank = self._processes()
         sampler = DistributedSampler(self.images["train"], world, rank, shuffle=True, seed=self.seed)
-        return self._loader("train", sampler)
+        loader = self._loader("train", sampler, ResumableLoader)
+        loader.trainer = self.trainer
+        return loader
 
     def val_dataloader(self) -> DataLoader:
         return self.eval_dataloader("val")
@@ -94,11 +117,9 @@ class ImagesDataModule(pl.LightningDataModule):
         world, rank = self._processes()
         return self._loader(stage, UnrepeatedDistributedSampler(self.images[stage], world, rank, shuffle=False))
 
-    def _loader(self, stage: str, sampler: DistributedSampler) -> DataLoader:
+    def _loader(self, stage: str, sampler: DistributedSampler, loader: type[DataLoader] = DataLoader) -> DataLoader:
         pin = torch.cuda.is_available()
-        return DataLoader(
-            self.images[stage], self.batch_size, sampler=sampler, collate_fn=_as_it_comes, pin_memory=pin
-        )
+        return loader(self.images[stage], self.batch_size, sampler=sampler, collate_fn=_as_it_comes, pin_memory=pin)
 
 
 def _as_it_comes(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Train N-EM or RNN-EM: ``python train.py --help``."""
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -57,13 +58,12 @@ def summarise(module, datamodule, trainer: pl.Trainer, run_dir: Path, console: C
 
 
 def wandb_places(trainer: pl.Trainer) -> dict[str, str]:
-    return {"W&B run": logger.where() for logger in trainer.loggers if isinstance(logger, WandbLogger)}
+    runs = [logger.where() for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    return {"W&B run": runs[0]} if runs else {}
 
 
 def finish_wandb() -> None:
     """End this run's W&B run, whatever happened, so that the next run of a sweep starts its own."""
-    import sys
-
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()
 

@@ -86,7 +86,6 @@ class CheckpointOnInterrupt(pl.Callback):
                 f"Interrupted at step {trainer.global_step}. Go on with the same command and ckpt_path={self.path}"
             )
 
-
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         """Let the next validation start at its first batch: within an epoch, Lightning would go on after the
         batches of the validation before, and score none."""

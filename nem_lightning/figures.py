@@ -74,8 +74,9 @@ def groupings(
 ) -> Figure:
     """The grouping that EM finds in one image, step by step.
 
-    Top row: the input, its true groups (black: not scored), then the responsibilities after each step, each
-    component in a colour of its own; true groups have the colour of the component that covers them. Below: each component's mean after each step, framed in its colour.
+    Top row: the input, its true groups (black: not scored), then the responsibilities after each step,
+    each component in a colour of its own; a true group has the colour of the component that covers it.
+    Below: each component's mean after each step, framed in its colour.
 
     Args:
         image: (B, C, H, W), values in [0, 1].
@@ -110,7 +111,14 @@ def groupings(
             axes[k + 1, step + 1].spines[:].set(visible=True, color=colour, linewidth=1.5)
     for k, colour in enumerate(colours(num_components)):
         axes[k + 1, 1].text(
-            0.95, 0.5, f"mean {k + 1}", color=colour, fontsize=9, ha="right", va="center", transform=axes[k + 1, 1].transAxes
+            0.95,
+            0.5,
+            f"mean {k + 1}",
+            color=colour,
+            fontsize=9,
+            ha="right",
+            va="center",
+            transform=axes[k + 1, 1].transAxes,
         )
     if caption:
         figure.suptitle(caption, fontsize=10)

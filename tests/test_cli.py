@@ -24,7 +24,13 @@ def at(tmp_path, data_dir):
         environment = {**os.environ, "NEM_DATA_DIR": str(data_dir), "COLUMNS": "120", "PYTHONWARNINGS": ""}
         command = [sys.executable, str(ROOT / script), *arguments]
         return subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **kwargs,
         )
 
     return start

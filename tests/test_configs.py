@@ -114,7 +114,9 @@ def test_every_logger(run, logger):
         assert list(offline.glob("files/media/images/val/groupings_*.png"))
     elif logger == "csv":
         header = (run_dir / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
-        assert {"epoch", "step", "train/loss", "train/loss_intra", "val/ami_max", "val/ari", "test/confidence"} <= {*header}
+        assert {"epoch", "step", "train/loss", "train/loss_intra", "val/ami_max", "val/ari", "test/confidence"} <= {
+            *header
+        }
         assert "num_steps: 10" in (run_dir / "csv" / "hparams.yaml").read_text()
     elif logger == "tensorboard":
         assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))

@@ -20,7 +20,9 @@ STEPS = 10
 
 def authors_model(name: str, trace) -> tuple[NeuralEM, dict[str, torch.Tensor]]:
     """The model with a trace's weights, and what to compare the gradients by the trace's names with."""
-    weights = {key: torch.tensor(np.asarray(trace[key]), dtype=torch.float64) for key in trace if key.startswith("var/")}
+    weights = {
+        key: torch.tensor(np.asarray(trace[key]), dtype=torch.float64) for key in trace if key.startswith("var/")
+    }
     if name == "n_em":
         m_step = GradientMStep((1, 28, 28)).double()
         m_step.weight.data, m_step.step_size.data = weights["var/weights"], weights["var/lr"].squeeze()
@@ -158,7 +160,9 @@ def test_gradients_agree_with_finite_differences(m_step, binary):
 def test_a_small_enough_n_em_step_never_lowers_the_log_likelihood(seed, binary, components, step_size):
     """The guarantee of generalised EM."""
     torch.manual_seed(seed)
-    em = NeuralEM(GradientMStep((2, 3, 4), 3, step_size).double(), Bernoulli() if binary else Gaussian(1.0), smoothing=0)
+    em = NeuralEM(
+        GradientMStep((2, 3, 4), 3, step_size).double(), Bernoulli() if binary else Gaussian(1.0), smoothing=0
+    )
     em.m_step.weight.data *= 3
     image = images(3, binary)
     iterate = em.start(image, components)

@@ -15,7 +15,9 @@ def random_trajectory(steps: int) -> tuple[torch.Tensor, list[Iterate]]:
     trajectory = []
     for _ in range(steps):
         params = torch.randn(4, 3, 2, 3, 3)
-        trajectory.append(Iterate(torch.zeros(4, 3, 1), params, params.sigmoid(), torch.randn(4, 3, 1, 3, 3).log_softmax(1)))
+        trajectory.append(
+            Iterate(torch.zeros(4, 3, 1), params, params.sigmoid(), torch.randn(4, 3, 1, 3, 3).log_softmax(1))
+        )
     return image, trajectory
 
 

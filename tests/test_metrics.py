@@ -73,7 +73,9 @@ def test_background_is_not_scored():
 def test_the_normalizers_differ_on_an_object_split_in_two():
     groups = torch.tensor([[1] * 40 + [2] * 40 + [3] * 40])
     labels = torch.tensor([[0] * 40 + [1] * 40 + [2] * 20 + [3] * 20])
-    assert adjusted_mutual_information(labels, groups, "max") < adjusted_mutual_information(labels, groups, "arithmetic")
+    assert adjusted_mutual_information(labels, groups, "max") < adjusted_mutual_information(
+        labels, groups, "arithmetic"
+    )
 
 
 def test_images_without_a_score_are_left_out_and_counted():

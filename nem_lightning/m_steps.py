@@ -65,12 +65,15 @@ class GradientMStep(nn.Module):
 class RecurrentMStep(nn.Module):
     """RNN-EM: a recurrent network in place of the gradient step.
 
-        theta' = activation(U encoder(residual) + V theta + b),      params = decoder(theta').
+        theta' = activation(norm(U encoder(residual) + V theta + b)),      params = decoder(theta').
+
+    As published, there is no norm.
 
     Args:
         image_shape: (C, H, W).
         hidden_size: D, the number of recurrent units.
         activation: of the recurrent units: "sigmoid", "tanh" or "relu".
+        layer_norm: whether norm is a layer normalisation over the D units (Ba et al. 2016).
         encoder: a module (N, C, H, W) -> (N, anything) of your own; by default the pixels as they are.
         decoder: a module (N, D) -> (N, C, H, W) of your own; by default one linear layer. It gives
             logits (Bernoulli) or means (Gaussian), so it ends without a sigmoid.
@@ -86,6 +89,7 @@ class RecurrentMStep(nn.Module):
         image_shape: Sequence[int],
         hidden_size: int = 250,
         activation: str = "sigmoid",
+        layer_norm: bool = False,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
@@ -101,6 +105,7 @@ class RecurrentMStep(nn.Module):
             features = self.encoder(torch.zeros(1, *self.image_shape)).flatten(1).shape[1]
         self.input_layer = nn.Linear(features, hidden_size)  # U, b
         self.recurrent_layer = nn.Linear(hidden_size, hidden_size, bias=False)  # V
+        self.norm = nn.LayerNorm(hidden_size) if layer_norm else nn.Identity()
         self._init_as_one_kernel()
         if decoder is None:
             linear = nn.Linear(hidden_size, math.prod(self.image_shape))
@@ -127,7 +132,7 @@ class RecurrentMStep(nn.Module):
         """(B, K, C, H, W), (B, K, D) -> new state (B, K, D), params (B, K, C, H, W)."""
         features = self.encoder(residual.flatten(0, 1)).flatten(1)  # (B*K, F)
         state = self.input_layer(features) + self.recurrent_layer(state.flatten(0, 1))  # (B*K, D)
-        state = ACTIVATIONS[self.activation](state)
+        state = ACTIVATIONS[self.activation](self.norm(state))
         params = self.decoder(state)  # (B*K, C, H, W)
         batch_and_components = residual.shape[:2]
         return state.unflatten(0, batch_and_components), params.unflatten(0, batch_and_components)

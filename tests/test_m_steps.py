@@ -40,15 +40,18 @@ def test_the_step_size_is_learned_and_starts_positive():
             GradientMStep(SHAPE, step_size=step_size)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
-def test_the_recurrent_step_is_a_plain_rnn_shared_over_components(activation):
-    m_step = RecurrentMStep(SHAPE, hidden_size=5, activation=activation)
+def test_the_recurrent_step_is_a_plain_rnn_shared_over_components(activation, layer_norm):
+    m_step = RecurrentMStep(SHAPE, hidden_size=5, activation=activation, layer_norm=layer_norm)
     residual, state = torch.randn(2, 3, *SHAPE), torch.randn(2, 3, 5)
     new_state, params = m_step(residual, state)
     for b in range(2):
         for k in range(3):
             u, v = m_step.input_layer, m_step.recurrent_layer
             expected = u.weight @ residual[b, k].flatten() + u.bias + v.weight @ state[b, k]
+            if layer_norm:
+                expected = (expected - expected.mean()) / (expected.var(unbiased=False) + 1e-5).sqrt()
             expected = getattr(torch, activation)(expected)
             decoded = (m_step.decoder[0].weight @ expected + m_step.decoder[0].bias).view(SHAPE)
             assert torch.allclose(new_state[b, k], expected, atol=1e-6)

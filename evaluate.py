@@ -4,32 +4,32 @@ import json
 from pathlib import Path
 
 import hydra
-import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
 from nem_lightning import checkpoint, cli, figures
 from nem_lightning.datamodules.base import STAGES
-from nem_lightning.errors import InputError
+from nem_lightning.errors import require
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    """Load, instantiate, test."""
+    """Compose, then evaluate."""
     with cli.one_line_errors():
-        cli.claim_run_folder(config)
         evaluate(config)
 
 
 def evaluate(config: DictConfig) -> None:
-    if config.split not in STAGES:
-        raise InputError(f"split={config.split}: must be one of {', '.join(STAGES)}")
-    pl.seed_everything(config.seed, verbose=False)
+    """Load, instantiate, test."""
+    require(config.ckpt_path is not None, "ckpt_path: must be given, the checkpoint to score")
+    require(config.split in STAGES, f"split={config.split}: must be one of {', '.join(STAGES)}")
+    cli.set_seed(config.seed)
     module = checkpoint.load(config.ckpt_path, config.num_components, config.num_steps, config.trusted)
     module.seed = config.seed
     datamodule = instantiate(config.data)
     module.check_images(datamodule)
+    cli.claim_run_folder(config)
     datamodule.prepare_data()
     datamodule.setup()
     trainer = instantiate(config.trainer, logger=False)
@@ -40,13 +40,13 @@ def evaluate(config: DictConfig) -> None:
     result = {
         "ckpt_path": str(config.ckpt_path),
         "split": config.split,
-        "num_images": len(datamodule.images[config.split]),
+        "num_images": module.test_images,
         "num_components": module.num_components,
         "seed": config.seed,
         "by_step": module.test_scores_by_step,
     }
     scores.write_text(json.dumps(result, indent=1) + "\n")
-    batch = trainer.strategy.batch_to_device(next(iter(datamodule.eval_dataloader(config.split))))
+    batch = next(iter(datamodule.eval_dataloader(config.split)))
     pictures = figures.save(module, batch, run_dir, f"{config.split} images")
     console = Console()
     title = f"K={module.num_components}, {config.split} images, by EM step"

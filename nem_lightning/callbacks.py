@@ -1,13 +1,16 @@
 """What happens around the training steps."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from nem_lightning import figures
@@ -26,12 +29,36 @@ class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite. The message is one line."""
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, but a run that goes on in another folder takes the best checkpoint along."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy the earlier run's best checkpoint to this run's folder, and remember its score."""
+        best = Path(state_dict["best_model_path"])
+        moved = Path(self.dirpath) / best.name
+        if best.is_file() and moved.parent.resolve() != best.parent.resolve():
+            if rank_zero_only.rank == 0:
+                moved.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(best, moved)
+            score = state_dict["best_model_score"]
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_model_path": str(moved),
+                "best_k_models": {str(moved): score},
+                "kth_best_model_path": str(moved),
+                "kth_value": score,
+                "last_model_path": "",
+            }
+        super().load_state_dict(state_dict)
+
+
 class StopOnNonFiniteLoss(pl.Callback):
-    """Stops a run whose loss is no longer a number, before a checkpoint of it is saved.
+    """Stops a run whose loss or weights are no longer numbers, before a checkpoint of them is saved.
 
     The first such step is noted on the device; the note is read every ``log_every_n_steps`` steps and
     before each validation, since reading it waits for the device (on a CPU it costs nothing and is
-    read every step).
+    read every step). The weights are looked at before each validation and after each epoch.
 
     Raises:
         NonFiniteLoss: names the step.
@@ -50,24 +77,33 @@ class StopOnNonFiniteLoss(pl.Callback):
             self._check(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and hasattr(self, "_first"):
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._check(trainer)
+            self._check_weights(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check(trainer)
+        self._check_weights(trainer, pl_module)
 
     def _check(self, trainer: pl.Trainer) -> None:
         step = self._first.item()
         if step < torch.inf:
-            kept = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
-            raise NonFiniteLoss(
-                f"the loss is not finite at step {step:.0f} (epoch {trainer.current_epoch}); "
-                f"last good checkpoint: {kept or 'none, no epoch was finished'}; try a lower optimizer.lr"
-            )
+            self._stop(trainer, "loss is", int(step))
+
+    def _check_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not torch.stack([weight.isfinite().all() for weight in pl_module.parameters()]).all():
+            self._stop(trainer, "weights are", trainer.global_step)
+
+    def _stop(self, trainer: pl.Trainer, what: str, step: int) -> None:
+        kept = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
+        raise NonFiniteLoss(
+            f"the {what} not finite at step {step} (epoch {trainer.current_epoch}); last good checkpoint: "
+            f"{kept or 'none, no epoch was finished'}; try a lower model.optimizer.lr"
+        )
 
 
 class CheckpointOnInterrupt(pl.Callback):
-    """Saves a checkpoint when training is interrupted (Ctrl-C), so that nothing is lost.
+    """Saves a checkpoint when training is interrupted (Ctrl-C, SIGTERM), so that nothing is lost.
 
     A run that goes on from it ends with the weights of an undisturbed one. Interrupted within a
     validation, it goes on after that validation.
@@ -80,9 +116,9 @@ class CheckpointOnInterrupt(pl.Callback):
         self.path = Path(path)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
             trainer.save_checkpoint(self.path)
-            pl.utilities.rank_zero_info(
+            rank_zero_info(
                 f"Interrupted at step {trainer.global_step}. Go on with the same command and ckpt_path={self.path}"
             )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from nem_lightning.errors import InputError, require
 from nem_lightning.module import NeuralEMModule
@@ -50,6 +50,25 @@ def read(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def weights(path: str | Path, module: NeuralEMModule) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint, for ``module.em``.
+
+    Raises:
+        InputError: as :func:`read`; or weights of other names or shapes than the module's.
+    """
+    saved = read(path).get("state_dict", {})
+    saved = {name.removeprefix("em."): value for name, value in saved.items() if name.startswith("em.")}
+    expected = module.em.state_dict()
+    for name in sorted(expected.keys() | saved.keys()):
+        given, wanted = (tuple(of[name].shape) if name in of else "none" for of in (saved, expected))
+        require(
+            given == wanted,
+            f"ckpt_path={path}: does not fit this model: {name} is {given} in the checkpoint, must be {wanted}; "
+            "choose the model and the image size it was trained with",
+        )
+    return saved
+
+
 def load(
     path: str | Path,
     num_components: int | None = None,
@@ -58,9 +77,9 @@ def load(
 ) -> NeuralEMModule:
     """Build a checkpoint's model and load its weights.
 
-    The configuration in a checkpoint names classes. Only those of this package and of PyTorch are
-    built, unless ``trusted`` names others: do so for your own encoder or decoder, not for files of
-    strangers.
+    The configuration in a checkpoint names classes. Only those of this package, ``torch.nn`` and
+    ``torch.optim`` are built, unless ``trusted`` names other packages: do so for your own encoder or
+    decoder, not for files of strangers.
 
     Args:
         path: the checkpoint.
@@ -69,17 +88,10 @@ def load(
         trusted: names of packages that the configuration may import.
 
     Raises:
-        InputError: as :func:`read`; or a class of another package.
+        InputError: as :func:`weights`; a class of another package; or K or T below 1.
     """
-    checkpoint = read(path)
-    config = dict(checkpoint[KEY]["model"])
-    for target in _targets(config):
-        allowed = (*TRUSTED, *trusted)
-        require(
-            any(target.startswith(f"{package}.") for package in allowed),
-            f"ckpt_path={path}: its model needs {target}; allowed are {', '.join(allowed)}, "
-            "add trusted=[package] if you trust it",
-        )
+    config = dict(read(path)[KEY]["model"])
+    _require_trusted(config, (*TRUSTED, *trusted), path)
     if num_components is not None:
         config["num_components"] = num_components
     if num_steps is not None:
@@ -90,15 +102,30 @@ def load(
         module = instantiate(config)
     except InstantiationException as error:
         raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
-    weights = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("em.")}
-    module.load_state_dict(weights, strict=False)
+    module.em.load_state_dict(weights(path, module))
     return module
 
 
-def _targets(config: Any) -> list[str]:
-    if isinstance(config, dict):
-        own = [config["_target_"]] if "_target_" in config else []
-        return own + [target for value in config.values() for target in _targets(value)]
-    if isinstance(config, list):
-        return [target for value in config for target in _targets(value)]
-    return []
+def _require_trusted(config: Any, allowed: Sequence[str], path: str | Path) -> None:
+    """Raise unless every ``_target_`` is a class that was defined in an allowed package."""
+    if isinstance(config, str):
+        require("${" not in config, f"ckpt_path={path}: its configuration holds {config!r}; must be a plain value")
+    elif isinstance(config, list | tuple):
+        for value in config:
+            _require_trusted(value, allowed, path)
+    elif isinstance(config, dict):
+        if "_target_" in config:
+            target = str(config["_target_"])
+            known = _is_in(target, allowed)  # before it is imported
+            cls = get_object(target) if known else None
+            require(
+                isinstance(cls, type) and _is_in(f"{cls.__module__}.{cls.__qualname__}", allowed),
+                f"ckpt_path={path}: its model needs {target}; allowed are classes of {', '.join(allowed)}; "
+                "add trusted=[package] if you trust it",
+            )
+        for value in config.values():
+            _require_trusted(value, allowed, path)
+
+
+def _is_in(name: str, packages: Sequence[str]) -> bool:
+    return any(name.startswith(f"{package}.") for package in packages)

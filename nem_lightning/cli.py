@@ -2,20 +2,27 @@
 
 import contextlib
 import logging
+import signal
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from nem_lightning.callbacks import NonFiniteLoss
-from nem_lightning.errors import InputError
+from nem_lightning.errors import InputError, require, require_count
 
 
 def _sweep_name() -> str | None:
@@ -23,10 +30,32 @@ def _sweep_name() -> str | None:
     return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
 
 
+def require_no_replay(config: DictConfig) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` for a sweep whose processes would each replay it.
+
+    With Hydra's own launcher, Lightning starts the other processes of a DDP run as the same command line,
+    sweep and all.
+    """
+    hydra = HydraConfig.get()
+    replays = hydra.mode == RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] == "basic"
+    require(
+        not (replays and "ddp" in str(config.trainer.get("strategy"))),
+        f"trainer.strategy={config.trainer.get('strategy')}: not in a sweep with hydra/launcher=basic, where each "
+        "process would replay the sweep; use trainer=default, or a launcher that gives each run its own job",
+    )
+
+
 # Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 
+
+def _slug(text: str) -> str:
+    return text.replace("/", "-")[:100]
+
+
+OmegaConf.register_new_resolver("cuda_or_cpu", lambda: "cuda" if torch.cuda.is_available() else "cpu", replace=True)
+OmegaConf.register_new_resolver("slug", _slug, replace=True)
 OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).name, replace=True)
 OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
 
@@ -43,27 +72,53 @@ def one_line_errors() -> Iterator[None]:
         raise
     except (InputError, NonFiniteLoss) as error:
         raise CompactHydraException(str(error)) from None
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
-def claim_run_folder(config: DictConfig, ckpt_path: str | None = None) -> None:
-    """Write ``config.yaml`` into the run folder, so that no other run takes it.
+class CheckRunFolder(Callback):
+    """A Hydra callback: ends the program with one line where Hydra could not make the run's folder."""
 
-    A run that goes on from a checkpoint of the same folder may use it again.
+    def on_run_start(self, config: DictConfig, **kwargs) -> None:
+        self._check(config, "run")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
+        self._check(config, "sweep")
+
+    def _check(self, config: DictConfig, mode: str) -> None:
+        HydraConfig.instance().set_config(config)  # for ${hydra:...} in the folder's name
+        folder = Path(config.hydra[mode].dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            sys.exit(f"hydra.{mode}.dir={folder}: cannot be written ({error.strerror}); choose another folder")
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch.
+
+    Raises:
+        InputError: not an integer from 0 to 2^32 - 1.
+    """
+    require_count("seed", seed, minimum=0)
+    require(seed < 2**32, f"seed={seed}: must be less than 2^32")
+    pl.seed_everything(seed, verbose=False)
+
+
+def claim_run_folder(config: DictConfig) -> None:
+    """Write ``config.yaml`` into the run folder, so that no other run takes it. Only the first process does.
 
     Raises:
         InputError: an earlier run is there, or the folder cannot be written.
     """
+    if rank_zero_only.rank != 0:
+        return
     folder = Path(config.paths.run_dir)
-    path = folder / "config.yaml"
-    resumed = ckpt_path is not None and folder.resolve() in Path(ckpt_path).resolve().parents
     try:
-        with open(path, "w" if resumed else "x") as file:
+        with open(folder / "config.yaml", "x") as file:
             file.write(OmegaConf.to_yaml(config, resolve=True))
     except FileExistsError:
-        raise InputError(
-            f"hydra.run.dir={folder}: an earlier run is there; choose another folder, "
-            "or go on with that run by ckpt_path="
-        ) from None
+        raise InputError(f"hydra.run.dir={folder}: an earlier run is there; choose another folder") from None
     except OSError as error:
         raise InputError(f"hydra.run.dir={folder}: cannot be written ({error.strerror})") from None
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nem_lightning.errors import require
+from nem_lightning.errors import require_number
 
 
 class BitFlip:
@@ -14,7 +14,7 @@ class BitFlip:
     """
 
     def __init__(self, prob: float = 0.1) -> None:
-        require(0 <= prob <= 1, f"prob={prob}: must lie in [0, 1]")
+        require_number("prob", prob, minimum=0, maximum=1)
         self.prob = prob
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -31,7 +31,7 @@ class MaskedUniform:
     """
 
     def __init__(self, prob: float = 0.1) -> None:
-        require(0 <= prob <= 1, f"prob={prob}: must lie in [0, 1]")
+        require_number("prob", prob, minimum=0, maximum=1)
         self.prob = prob
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nem_lightning.errors import require, require_count
+from nem_lightning.errors import require, require_count, require_number
 
 
 class Iterate(NamedTuple):
@@ -62,7 +62,8 @@ class NeuralEM(nn.Module):
         differentiate_responsibilities: bool = True,
     ) -> None:
         super().__init__()
-        require(smoothing >= 0, f"smoothing={smoothing}: must be 0 or greater")
+        require_number("smoothing", smoothing, minimum=0)
+        require_number("initial_mean", initial_mean)
         self.m_step = m_step
         self.likelihood = likelihood
         self.smoothing = smoothing

@@ -37,27 +37,25 @@ def grouping_colours(responsibilities: Tensor) -> np.ndarray:
     return np.einsum("khw,kc->hwc", gamma, colours(len(gamma))).clip(0, 1)
 
 
-def groups_colours(groups: Tensor, labels: Tensor | None = None) -> np.ndarray:
-    """True groups in one colour each, 0 in black.
+def groups_colours(groups: Tensor, labels: Tensor) -> np.ndarray:
+    """True groups, each in the colour of the component that covers it; 0 in black.
+
+    Groups and components are matched one to one, for the most pixels in common.
 
     Args:
         groups: (H, W), 0 where not scored.
-        labels: (H, W), the components that pixels belong to most; where given, each group has the colour of the
-            component that covers it, matched one to one for the most pixels in common.
+        labels: (H, W), the components that pixels belong to most.
 
     Returns:
         (H, W, 3), red, green, blue in [0, 1].
     """
-    groups = groups.cpu().numpy()
+    groups, labels = groups.cpu().numpy(), labels.cpu().numpy()
     values = np.unique(groups[groups != 0])  # instance numbers, or class numbers with gaps
-    chosen = np.arange(len(values))
-    if labels is not None and len(values):
-        labels = labels.cpu().numpy()
-        count = max(labels.max() + 1, len(values))
-        shared = [[np.sum((groups == value) & (labels == k)) for k in range(count)] for value in values]
-        chosen = linear_sum_assignment(shared, maximize=True)[1]
+    count = max(labels.max() + 1, len(values))
+    shared = np.array([[np.sum((groups == value) & (labels == k)) for k in range(count)] for value in values])
+    matched = linear_sum_assignment(shared.reshape(len(values), count), maximize=True)[1]
     picture = np.zeros((*groups.shape, 3))
-    for value, k in zip(values, chosen, strict=True):
+    for value, k in zip(values, matched, strict=True):
         picture[groups == value] = colours(k + 1)[k]
     return picture
 
@@ -161,14 +159,14 @@ def save(module, batch: dict[str, Tensor], folder: Path, name: str) -> dict[str,
 
     Args:
         module: a :class:`~nem_lightning.module.NeuralEMModule`.
-        batch: ``image`` (B, C, H, W) and ``groups`` (B, H, W), on the module's device.
+        batch: ``image`` (B, C, H, W) and ``groups`` (B, H, W).
         folder: where the pictures go.
         name: of the images, for the titles.
 
     Returns:
         What each picture is, and its path.
     """
-    image, groups = batch["image"][:12], batch["groups"][:12]
+    image, groups = (batch[name][:12].to(module.device) for name in ("image", "groups"))
     with torch.no_grad():
         trajectory = module(image, generator=module.generator("test", 0))
     drawn = {

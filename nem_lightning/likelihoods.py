@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nem_lightning.errors import require
+from nem_lightning.errors import require_positive
 
 
 class Bernoulli:
@@ -59,7 +59,7 @@ class Gaussian:
     binary = False
 
     def __init__(self, sigma: float = 0.25) -> None:
-        require(sigma > 0, f"sigma={sigma}: the standard deviation must be greater than 0")
+        require_positive("sigma", sigma)
         self.sigma = sigma
 
     def mean(self, params: Tensor) -> Tensor:

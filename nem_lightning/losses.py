@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nem_lightning.em import Iterate
-from nem_lightning.errors import InputError, require
+from nem_lightning.errors import InputError, require, require_number
 
 
 class StepLoss(NamedTuple):
@@ -45,18 +45,19 @@ class NeuralEMLoss:
         prior_weight: float = 1.0,
         step_weights: str | Sequence[float] = "last",
     ) -> None:
-        require(prior_weight >= 0, f"prior_weight={prior_weight}: must be 0 or greater")
+        require_number("prior_weight", prior_weight, minimum=0)
         if likelihood.binary:
-            require(0 <= prior <= 1, f"prior={prior}: must lie in [0, 1] for Bernoulli pixels")
+            require_number("prior", prior, minimum=0, maximum=1)
+        else:
+            require_number("prior", prior)
         if isinstance(step_weights, str):
             if step_weights not in ("last", "all"):
                 raise InputError(f"step_weights={step_weights!r}: must be 'last', 'all' or a list of numbers")
         else:
+            for weight in step_weights:
+                require_number("step_weights", weight, minimum=0)
             step_weights = [float(weight) for weight in step_weights]
-            require(
-                all(weight >= 0 for weight in step_weights) and any(step_weights),
-                f"step_weights={step_weights}: each must be 0 or greater, and one greater than 0",
-            )
+            require(any(step_weights), f"step_weights={step_weights}: one must be greater than 0")
         self.likelihood = likelihood
         self.prior = prior
         self.prior_weight = prior_weight

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nem_lightning.errors import InputError, require, require_count
+from nem_lightning.errors import InputError, require, require_count, require_positive
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
@@ -44,7 +44,7 @@ class GradientMStep(nn.Module):
         super().__init__()
         self.image_shape = _checked_shape(image_shape)
         require_count("hidden_size", hidden_size)
-        require(step_size > 0, f"step_size={step_size}: must start greater than 0")
+        require_positive("step_size", step_size)
         self.state_size = hidden_size
         self.weight = nn.Parameter(torch.empty(math.prod(self.image_shape), hidden_size))  # (CHW, D)
         self.step_size = nn.Parameter(torch.tensor(float(step_size)))

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from nem_lightning.errors import InputError
 
 NORMALIZERS = ("max", "arithmetic")
-_CHUNK = 2**22  # float64 entries of the hypergeometric sum held at a time (32 MiB)
+_CHUNK = 2**22  # float64 entries of the hypergeometric sum held at a time (32 MiB), unless one image needs more
 
 
 def contingency_table(labels: Tensor, groups: Tensor) -> Tensor:
@@ -114,10 +114,18 @@ def _adjusted_mutual_information(labels: Tensor, groups: Tensor) -> Tensor:
     }
     normalizer = torch.stack([entropies[name] for name in NORMALIZERS])  # (2, S)
     scores = _away_from_zero(mutual - expected) / _away_from_zero(normalizer - expected)
-    # A labelling that does not split the pixels: a perfect match if neither does, else no information.
+    # Equal groupings are a perfect match, even where chance would give it too (0 / 0). Otherwise a labelling
+    # that does not split the pixels has no information.
     one_group, one_label = (table.sum(2) > 0).sum(1) == 1, (table.sum(1) > 0).sum(1) == 1  # (S,)
-    scores = torch.where(one_group | one_label, (one_group & one_label).double(), scores)
+    scores = torch.where(one_group | one_label, 0.0, scores)
+    scores = torch.where(_equal(table), 1.0, scores)
     return _with_unscored(scores, has_score)
+
+
+def _equal(table: Tensor) -> Tensor:
+    """Whether each group is one label and each label one group, (B, G, K) -> (B,) boolean."""
+    shared = table > 0
+    return (shared.sum(1) <= 1).all(1) & (shared.sum(2) <= 1).all(1)
 
 
 def _away_from_zero(x: Tensor) -> Tensor:
@@ -175,7 +183,7 @@ def adjusted_rand_index(labels: Tensor, groups: Tensor) -> Tensor:
     neither = total**2 - both - only_true - only_pred - total
     numerator = 2 * (both * neither - only_true * only_pred)
     denominator = (both + only_true) * (only_true + neither) + (both + only_pred) * (only_pred + neither)
-    same = (only_true == 0) & (only_pred == 0)
+    same = _equal(table)
     scores = torch.where(same, 1.0, numerator / denominator.masked_fill(same, 1))
     return _with_unscored(scores, has_score)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nem_lightning.em import Iterate, NeuralEM
-from nem_lightning.errors import require, require_count
+from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.losses import NeuralEMLoss
 from nem_lightning.scores import StepScores, reconstruction_error
 
@@ -18,12 +18,13 @@ class NeuralEMModule(pl.LightningModule):
 
     Logs ``train/``: ``loss`` (what is minimised), and of the last step ``loss_intra``,
     ``loss_inter``, ``reconstruction_error``; and ``val/``, ``test/``: every score of
-    :class:`~nem_lightning.scores.StepScores` of the last step. ``test_scores_by_step`` holds those of
-    all steps after a test.
+    :class:`~nem_lightning.scores.StepScores` of the last step. After a test, ``test_scores_by_step`` holds
+    those of all steps, and ``test_images`` says of how many images.
 
     The noise and the first responsibilities are drawn on the device from a generator that ``seed``, the
-    stage, the step and the process determine. So a resumed run draws what an undisturbed one would
-    have, and every validation sees the same draws.
+    stage, the epoch, the batch and the process determine. So a resumed run draws what an undisturbed one
+    would have, and every validation sees the same draws. A resumed run takes the learning rate of its own
+    settings, not the checkpoint's.
 
     Args:
         em: the recurrence.
@@ -52,7 +53,10 @@ class NeuralEMModule(pl.LightningModule):
         require_count("num_components", num_components)
         require_count("num_steps", num_steps)
         require_count("seed", seed, minimum=0)
-        loss.weights(num_steps)  # raises where they do not fit
+        try:
+            loss.weights(num_steps)
+        except InputError as error:
+            raise InputError(f"loss.{error}") from None
         self.em = em
         self.loss = loss
         self.optimizer = optimizer
@@ -63,6 +67,7 @@ class NeuralEMModule(pl.LightningModule):
         self.val_scores = StepScores()
         self.test_scores = nn.ModuleList(StepScores() for _ in range(num_steps))
         self.test_scores_by_step: list[dict[str, float]] = []
+        self.test_images = 0
         self._generator: torch.Generator | None = None
 
     def check_images(self, datamodule) -> None:
@@ -87,11 +92,21 @@ class NeuralEMModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.parameters())
 
-    def generator(self, stage: str, step: int) -> torch.Generator:
-        """Random numbers for one batch of a stage, "train", "val", "test" or "predict", on the module's device."""
+    def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"]
+
+    def generator(self, stage: str, *batch: int) -> torch.Generator:
+        """Random numbers for one batch, on the module's device.
+
+        Args:
+            stage: "train", "val" or "test".
+            batch: which one: its index, and while training the epoch before it.
+        """
         if self._generator is None or self._generator.device != self.device:
             self._generator = torch.Generator(self.device)
-        key = f"{self.seed} {stage} {step} {self.global_rank}".encode()
+        key = f"{self.seed} {stage} {batch} {self.global_rank}".encode()
         digest = hashlib.blake2b(key, digest_size=8).digest()
         return self._generator.manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -109,7 +124,7 @@ class NeuralEMModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         image = batch["image"]
-        generator = self.generator("train", self.global_step)
+        generator = self.generator("train", self.current_epoch, batch_idx)
         corrupted = self.corruption(image, generator) if self.corruption is not None else None
         trajectory = self(image, corrupted, generator)
         loss, last = self.loss(image, trajectory)
@@ -134,7 +149,7 @@ class NeuralEMModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         scores = self.val_scores.compute()
         for name, value in scores.items():
-            self.log(f"val/{name}", value.float(), prog_bar=name == "ami_max")
+            self.log(f"val/{name}", value.float(), prog_bar=name == "ami_max", sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
         for scores in self.test_scores:
@@ -149,5 +164,7 @@ class NeuralEMModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         by_step = [scores.compute() for scores in self.test_scores]
         self.test_scores_by_step = [{name: value.item() for name, value in step.items()} for step in by_step]
-        self.log_dict({f"test/{name}": value.float() for name, value in by_step[-1].items()})
-        self.log("test/unscored_images", self.test_scores[-1].unscored.float())
+        self.log_dict({f"test/{name}": value.float() for name, value in by_step[-1].items()}, sync_dist=True)
+        counts = self.test_scores[-1]
+        self.test_images = int(counts.scored + counts.unscored)
+        self.log("test/unscored_images", counts.unscored.float(), sync_dist=True)

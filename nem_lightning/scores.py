@@ -2,11 +2,31 @@
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from nem_lightning.em import Iterate, NeuralEM
 from nem_lightning.losses import StepLoss
 from nem_lightning.metrics import AdjustedMutualInformation, AdjustedRandIndex
+
+
+class _WeightedMean(Metric):
+    """A mean in which NaN stays NaN, in float64.
+
+    torchmetrics' own MeanMetric leaves NaN out, or, where told not to (``nan_strategy="disable"``, 1.9.0),
+    ignores the weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: int | Tensor) -> None:
+        self.total += value.double() * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        return self.total / self.weight
 
 
 class StepScores(nn.Module):
@@ -36,7 +56,7 @@ class StepScores(nn.Module):
             compute_groups=[["ami_max", "ami_arithmetic"], ["ari"]],
         )
         names = ("loss", "loss_intra", "loss_inter", "reconstruction_error", "confidence", "log_likelihood")
-        self.means = nn.ModuleDict({name: MeanMetric() for name in names}).double()
+        self.means = nn.ModuleDict({name: _WeightedMean() for name in names})
 
     @torch.no_grad()
     def update(self, em: NeuralEM, image: Tensor, groups: Tensor, iterate: Iterate, loss: StepLoss) -> None:
@@ -72,8 +92,13 @@ class StepScores(nn.Module):
             mean.reset()
 
     @property
+    def scored(self) -> Tensor:
+        """How many images had a scored pixel, since the last reset."""
+        return self.groupings["ari"].scored
+
+    @property
     def unscored(self) -> Tensor:
-        """How many images had no scored pixel."""
+        """How many images had none."""
         return self.groupings["ari"].unscored
 
 

@@ -7,7 +7,13 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tiny import TinyImages, tiny_module, tiny_trainer
 
-from nem_lightning.callbacks import CheckpointOnInterrupt, LogGroupings, NonFiniteLoss, StopOnNonFiniteLoss
+from nem_lightning.callbacks import (
+    BestCheckpoint,
+    CheckpointOnInterrupt,
+    LogGroupings,
+    NonFiniteLoss,
+    StopOnNonFiniteLoss,
+)
 
 
 class PoisonAt(pl.Callback):
@@ -30,6 +36,47 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_good_checkpoint
         saved = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
         assert saved["global_step"] == 10
         assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
+
+
+def test_weights_that_are_not_numbers_after_the_last_step_of_an_epoch(tmp_path):
+    class PoisonAfter(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *arguments):
+            if trainer.global_step == 10:
+                pl_module.em.m_step.input_layer.weight.data.fill_(torch.nan)
+
+    checkpoint = ModelCheckpoint(tmp_path, filename="best", save_last=True)
+    trainer = tiny_trainer(tmp_path, max_epochs=5, callbacks=[PoisonAfter(), StopOnNonFiniteLoss(), checkpoint])
+    with pytest.raises(NonFiniteLoss, match=r"the weights are not finite at step 10 .*last.ckpt"):
+        trainer.fit(tiny_module(), TinyImages())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_a_run_that_goes_on_elsewhere_takes_the_best_checkpoint_along(tmp_path):
+    def trainer(name: str, epochs: int) -> pl.Trainer:
+        save = BestCheckpoint(tmp_path / name, filename="best", monitor="val/reconstruction_error", save_last=True)
+        return tiny_trainer(tmp_path, max_epochs=epochs, callbacks=[save])
+
+    first = trainer("first", 3)
+    first.fit(tiny_module(), TinyImages())
+    best = first.checkpoint_callback.best_model_score
+    second = trainer("second", 4)
+    worse = tiny_module(lr=100.0)  # its fourth epoch spoils the weights
+    last = tmp_path / "first" / "last.ckpt"
+    second.fit(worse, TinyImages(), ckpt_path=last, weights_only=True)
+    saver = second.checkpoint_callback
+    assert second.callback_metrics["val/reconstruction_error"] > best
+    assert saver.best_model_score == best
+    assert saver.best_model_path == str(tmp_path / "second" / "best.ckpt")
+    assert (tmp_path / "second" / "best.ckpt").read_bytes() == (tmp_path / "first" / "best.ckpt").read_bytes()
+    assert (tmp_path / "second" / "last.ckpt").exists()
+
+
+def test_a_resumed_run_takes_the_learning_rate_of_its_own_settings(tmp_path):
+    save = ModelCheckpoint(tmp_path, filename="model")
+    tiny_trainer(tmp_path, callbacks=[save]).fit(tiny_module(lr=1e-2), TinyImages())
+    resumed = tiny_trainer(tmp_path, max_epochs=2)
+    resumed.fit(tiny_module(lr=1e-4), TinyImages(), ckpt_path=save.best_model_path, weights_only=True)
+    assert resumed.optimizers[0].param_groups[0]["lr"] == 1e-4
 
 
 def test_it_is_noticed_before_a_checkpoint_even_when_read_rarely(tmp_path, monkeypatch):

@@ -61,9 +61,39 @@ def test_classes_of_strangers_are_refused(tmp_path):
     model = CONFIG["model"]
     m_step = {**model["em"]["m_step"], "encoder": encoder}
     _, path = save(tmp_path, {"model": {**model, "em": {**model["em"], "m_step": m_step}}})
-    with pytest.raises(InputError, match=r"its model needs os.system; allowed are nem_lightning.*trusted="):
+    with pytest.raises(InputError, match=r"its model needs os.system; allowed are classes of nem_lightning.*trusted="):
         checkpoint.load(path)
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["nem_lightning.checkpoint.torch.load", "nem_lightning.checkpoint.read", "torch.nn.functional.relu"],
+)
+def test_what_is_no_class_of_a_trusted_package_is_refused(tmp_path, target):
+    model = CONFIG["model"]
+    m_step = {**model["em"]["m_step"], "encoder": ({"_target_": target},)}
+    _, path = save(tmp_path, {"model": {**model, "em": {**model["em"], "m_step": m_step}}})
+    with pytest.raises(InputError, match=f"its model needs {target}"):
+        checkpoint.load(path)
+
+
+def test_interpolations_are_refused(tmp_path):
+    _, path = save(tmp_path, {"model": {**CONFIG["model"], "seed": "${oc.env:HOME}"}})
+    with pytest.raises(InputError, match="must be a plain value"):
+        checkpoint.load(path)
+
+
+def test_weights_that_are_missing_or_of_another_shape(tmp_path):
+    _, path = save(tmp_path)
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["em.m_step.input_layer.weight"] = torch.zeros(3, 3)
+    torch.save(saved, path)
+    with pytest.raises(InputError, match=r"m_step.input_layer.weight is \(3, 3\) in the checkpoint, must be \(8, 30\)"):
+        checkpoint.load(path)
+    torch.save({**saved, "state_dict": {}}, path)
+    with pytest.raises(InputError, match=r"is none in the checkpoint"):
+        checkpoint.load(path)
 
 
 def test_own_classes_can_be_trusted(tmp_path):

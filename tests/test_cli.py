@@ -54,6 +54,13 @@ def only(paths) -> Path:
     return path
 
 
+def wait_for(folder: Path, pattern: str) -> None:
+    deadline = time.time() + 120
+    while not list(folder.glob(pattern)):
+        assert time.time() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_help(run, script):
     printed = run(script, "--help")
@@ -74,7 +81,7 @@ def test_train_then_evaluate_with_another_k_and_t(run, tmp_path):
     printed = run("evaluate.py", f"ckpt_path={best}", "num_components=5", "num_steps=4", "split=val")
     scores = json.loads(only(tmp_path.glob("outputs/evaluations/*/scores.json")).read_text())
     assert len(scores["by_step"]) == 4 and scores["num_components"] == 5
-    assert scores["split"] == "val" and scores["num_images"] == 10_000
+    assert scores["split"] == "val" and scores["num_images"] == 10_000 and "Traceback" not in printed
     assert f"{scores['by_step'][3]['ami_max']:.4f}" in printed and "K=5" in printed
     assert only(tmp_path.glob("outputs/evaluations/*/groupings.png")).stat().st_size > 1000
 
@@ -97,9 +104,7 @@ def test_a_sweep_gives_each_run_its_own_folder_and_wandb_run(run, tmp_path):
 
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(at, run, tmp_path):
     process = at("train.py", *SMOKE, "trainer.max_epochs=1000")
-    deadline = time.time() + 120
-    while not list(tmp_path.glob("outputs/*/checkpoints/last.ckpt")) and time.time() < deadline:
-        time.sleep(0.1)
+    wait_for(tmp_path, "outputs/*/checkpoints/last.ckpt")
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -135,7 +140,10 @@ def test_no_earlier_run_is_overwritten(run, tmp_path):
     [
         (["model.num_components=0"], "model.num_components=0: must be an integer of at least 1"),
         (["model.num_steps=0"], "model.num_steps=0: must be an integer of at least 1"),
-        (["model.em.smoothing=-1"], "model.em.smoothing=-1: must be 0 or greater"),
+        (["model.em.smoothing=-1"], "model.em.smoothing=-1: must be a number of at least 0"),
+        (["model.loss.prior=a"], "model.loss.prior=a: must lie in [0, 1]"),
+        (["model.loss.step_weights=[1,2]"], "model.loss.step_weights: has 2 weights, must have one for each of the 3"),
+        (["seed=-1"], "seed=-1: must be an integer of at least 0"),
         (["data.size=5"], "data.size=5: must be an integer of at least 12"),
         (["data=voc", "data.devkit=nowhere"], "nowhere/VOC2012: no such folder; set data.devkit"),
         (
@@ -146,11 +154,61 @@ def test_no_earlier_run_is_overwritten(run, tmp_path):
         (["model.optimizer.lr=inf"], "the loss is not finite at step"),
     ],
 )
-def test_bad_settings_get_one_line(run, arguments, message):
-    smoke = [setting for setting in SMOKE if "smoke" not in setting] if "data=voc" in arguments else SMOKE
-    printed = run("train.py", *smoke, *arguments, status=1)
+def test_bad_settings_get_one_line(run, tmp_path, arguments, message):
+    printed = run("train.py", *SMOKE, *arguments, status=1)
     assert message in printed
     assert "Traceback" not in printed
+    assert not list(tmp_path.glob("outputs/*/checkpoints"))
+    if "lr" not in arguments[0]:  # before any training, so the corrected command may use the folder
+        assert not list(tmp_path.glob("outputs/*/config.yaml"))
+
+
+def test_a_checkpoint_that_does_not_fit_gets_one_line(run, tmp_path):
+    run("train.py", *SMOKE, "hydra.run.dir=here")
+    for setting, mismatch in (
+        ("data.size=20", "is (784,) in the checkpoint, must be (400,)"),
+        ("model=nem", "is none in the checkpoint, must be"),
+        ("model.em.m_step.hidden_size=20", "is (250,) in the checkpoint, must be (20,)"),
+    ):
+        printed = run("train.py", *SMOKE, "ckpt_path=here/checkpoints/last.ckpt", setting, status=1)
+        assert "ckpt_path=here/checkpoints/last.ckpt: does not fit this model: m_step." in printed
+        assert mismatch in printed and "Traceback" not in printed
+
+
+def test_going_on_with_a_finished_run_scores_it_again(run, tmp_path):
+    run("train.py", *SMOKE, "hydra.run.dir=here")
+    printed = run("train.py", *SMOKE, "hydra.run.dir=there", "ckpt_path=here/checkpoints/last.ckpt")
+    assert str(tmp_path / "there" / "checkpoints" / "best.ckpt") in printed  # taken along
+    here, there = (only((tmp_path / name).glob("checkpoints/best.ckpt")) for name in ("here", "there"))
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_two_processes(run, tmp_path):
+    printed = run("train.py", *SMOKE, "trainer=ddp", "trainer.devices=2")
+    assert "Traceback" not in printed and printed.count("Test scores, by EM step") == 1
+    folder = only(tmp_path.glob("outputs/*"))
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_sigterm_leaves_a_checkpoint(at, tmp_path):
+    process = at("train.py", *SMOKE, "trainer.max_epochs=1000")
+    wait_for(tmp_path, "outputs/*/checkpoints/last.ckpt")
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Go on with the same command" in printed and "Traceback" not in printed
+    only(tmp_path.glob("outputs/*/checkpoints/interrupted.ckpt"))
+
+
+def test_a_sweep_that_would_replay_itself_is_refused(run):
+    printed = run("train.py", "-m", *SMOKE, "trainer=ddp", "seed=0,1", status=1)
+    assert "trainer.strategy=ddp: not in a sweep with hydra/launcher=basic" in printed
+
+
+def test_swept_paths_make_no_nested_folders(run, tmp_path):
+    run("train.py", "-m", *SMOKE, "seed=0", "paths.output_dir=a/b/c", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert only(path for path in (tmp_path / "sweep").iterdir() if path.is_dir()).name.startswith("0_")
+    assert only((tmp_path / "sweep").glob("*/config.yaml"))
 
 
 def test_bad_settings_of_evaluate_get_one_line(run, tmp_path):
@@ -160,6 +218,8 @@ def test_bad_settings_of_evaluate_get_one_line(run, tmp_path):
         ([f"ckpt_path={best}", "data.size=20"], "this model takes (1, 28, 28)"),
         ([f"ckpt_path={best}", "split=all"], "split=all: must be one of train, val, test"),
         ([f"ckpt_path={best}", "num_steps=0"], "num_steps=0: must be an integer of at least 1"),
+        ([], "ckpt_path: must be given"),
+        ([f"ckpt_path={best}", "seed=5000000000"], "seed=5000000000: must be less than 2^32"),
         (["ckpt_path=here/config.yaml"], "ckpt_path=here/config.yaml: not a checkpoint, or cut short"),
     ):
         printed = run("evaluate.py", *arguments, status=1)
@@ -169,4 +229,7 @@ def test_bad_settings_of_evaluate_get_one_line(run, tmp_path):
 def test_a_folder_that_cannot_be_written(run, tmp_path):
     (tmp_path / "file").touch()
     printed = run("train.py", *SMOKE, "paths.output_dir=file", status=1)
-    assert "file" in printed and "Not a directory" in printed
+    assert "hydra.run.dir=file/" in printed and "cannot be written (Not a directory)" in printed
+    assert "Traceback" not in printed
+    printed = run("train.py", "-m", *SMOKE, "paths.output_dir=file", status=1)
+    assert "hydra.sweep.dir=file/" in printed and "Traceback" not in printed

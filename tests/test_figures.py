@@ -34,7 +34,8 @@ def test_groups_have_the_colour_of_the_component_that_covers_them():
     picture = figures.groups_colours(groups, torch.tensor([[0, 2, 2, 0, 0, 1]]))
     expected = [np.zeros(3), *[figures.COLOURS[2]] * 2, *[figures.COLOURS[0]] * 3]
     np.testing.assert_allclose(picture[0], expected)
-    assert not figures.groups_colours(torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.long)).any()
+    unscored = torch.zeros(2, 2, dtype=torch.long)
+    assert not figures.groups_colours(unscored, torch.ones(2, 2, dtype=torch.long)).any()
 
 
 @pytest.mark.parametrize(("steps", "components", "channels"), [(1, 1, 1), (10, 3, 1), (3, 10, 3)])

@@ -46,6 +46,7 @@ def test_random_pairs_degenerate_ones_included(data, pixels, clusters, groups):
     labels[1] = 0  # one cluster
     true[2] = 1  # one group
     labels[3], true[3] = 0, 1  # one of each
+    labels[4] = true[4] = torch.arange(1, pixels + 1)  # all distinct
     assert_equal_to_sklearn(labels, true)
 
 

@@ -62,7 +62,12 @@ def test_seed_stage_and_step_decide_all_draws():
 
     module = tiny_module(seed=0)
     assert torch.equal(draw(module, "train", 5), draw(tiny_module(seed=0), "train", 5))
-    others = [draw(module, "train", 6), draw(module, "val", 5), draw(tiny_module(seed=1), "train", 5)]
+    others = [
+        draw(module, "train", 6),
+        draw(module, "train", 0, 5),
+        draw(module, "val", 5),
+        draw(tiny_module(seed=1), "train", 5),
+    ]
     assert not any(torch.equal(draw(module, "train", 5), other) for other in others)
 
 
@@ -77,6 +82,15 @@ def test_noise_is_for_training_only():
     module.corruption = with_noise
     module.validation_step(batch, 0)
     assert clean == module.val_scores.compute()
+
+
+def test_a_reconstruction_error_that_is_not_a_number_is_not_hidden():
+    module, data = tiny_module(), TinyImages()
+    data.setup()
+    module.validation_step(data.images["val"].__getitems__(range(8)), 0)
+    module.em.m_step.input_layer.weight.data.fill_(torch.nan)
+    module.validation_step(data.images["val"].__getitems__(range(8)), 1)
+    assert module.val_scores.compute()["reconstruction_error"].isnan()
 
 
 @pytest.mark.parametrize("name", ["num_components", "num_steps"])

@@ -138,9 +138,10 @@ class ShapesDataModule(ImagesDataModule):
                     require(key in file[split], f"{self.path}: {split!r} has no array {key!r}")
                 features, groups = file[split]["features"], file[split]["groups"]
                 require(
-                    features.ndim == 5 and features.shape[2:] == (size, size, 1) and features.shape == groups.shape,
+                    features.shape == groups.shape == (1, *features.shape[1:2], size, size, 1)
+                    and features.shape[1] > 0,
                     f"{self.path}: {split!r} has features {features.shape} and groups {groups.shape}; "
-                    f"both must be (1, N, {size}, {size}, 1)",
+                    f"both must be (1, N, {size}, {size}, 1), N at least 1",
                 )
                 images, labels = features[0, ..., 0], groups[0, ..., 0]
         except OSError as error:

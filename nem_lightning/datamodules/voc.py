@@ -87,7 +87,7 @@ class VOCDataModule(ImagesDataModule):
         import pooch
 
         folder = self.devkit.parent
-        partial = f".{self.devkit.name}.partial"  # the devkit appears whole or not at all
+        partial = f".{self.devkit.name}.partial"  # VOC2012 appears whole or not at all
         shutil.rmtree(folder / partial, ignore_errors=True)
         try:
             pooch.retrieve(
@@ -98,7 +98,8 @@ class VOCDataModule(ImagesDataModule):
                 processor=pooch.Untar(extract_dir=partial),
                 progressbar=True,
             )
-            (folder / partial / "VOCdevkit").rename(self.devkit)
+            self.devkit.mkdir(exist_ok=True)
+            (folder / partial / "VOCdevkit" / "VOC2012").rename(self.root)
         except (OSError, ValueError) as error:
             raise InputError(f"data.download: {URL} could not be fetched into {folder} ({error})") from error
         finally:
@@ -134,7 +135,8 @@ class VOCDataModule(ImagesDataModule):
         digest = hashlib.sha256()
         for name in names:
             for path in (self._image_path(name), self._mask_path(name)):
-                digest.update(f"{path.relative_to(self.root)} {path.stat().st_size}\n".encode())
+                status = path.stat()
+                digest.update(f"{path.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
         size = self.image_shape[1]
         return self.cache_dir / f"voc2012_{split}_{size}x{size}_{digest.hexdigest()[:12]}.npz"
 

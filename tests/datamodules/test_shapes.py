@@ -143,6 +143,10 @@ def test_bad_files(tmp_path):
     write(path, training__features=good[..., :20, :20, :], training__groups=good)
     with pytest.raises(InputError, match=r"both must be \(1, N, 28, 28, 1\)"):
         ShapesDataModule(str(tmp_path)).setup()
+    for bad in (np.zeros((20, 5, 28, 28, 1)), np.zeros((1, 0, 28, 28, 1)), np.zeros((1, 5, 28, 28))):
+        write(path, training__features=bad, training__groups=bad)
+        with pytest.raises(InputError, match=r"both must be \(1, N, 28, 28, 1\), N at least 1"):
+            ShapesDataModule(str(tmp_path)).setup()
     write(path, training__features=good + 0.5, training__groups=good)
     with pytest.raises(InputError, match="pixels other than 0 and 1; Bernoulli models need binary images"):
         ShapesDataModule(str(tmp_path)).setup()

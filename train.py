@@ -6,6 +6,7 @@ import hydra
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from nem_lightning import checkpoint, cli, figures
@@ -29,6 +30,8 @@ def train(config: DictConfig) -> float:
         checkpoint.weights(config.ckpt_path, module)  # raises where they do not fit
     plain_config = OmegaConf.to_container(config, resolve=True)
     callbacks = [*instantiate(config.callbacks).values(), checkpoint.SaveConfig(plain_config)]
+    if rank_zero_only.rank == 0:
+        datamodule.prepare_data()  # what is wrong with the data is said before a run is started
     cli.claim_run_folder(config)
     loggers = list(instantiate(config.logger).values())
     try:

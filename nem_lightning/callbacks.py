@@ -48,7 +48,6 @@ class BestCheckpoint(ModelCheckpoint):
                 "best_k_models": {str(moved): score},
                 "kth_best_model_path": str(moved),
                 "kth_value": score,
-                "last_model_path": "",
             }
         super().load_state_dict(state_dict)
 
@@ -95,10 +94,10 @@ class StopOnNonFiniteLoss(pl.Callback):
             self._stop(trainer, "weights are", trainer.global_step)
 
     def _stop(self, trainer: pl.Trainer, what: str, step: int) -> None:
-        kept = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
+        kept = [saver.last_model_path or saver.best_model_path for saver in trainer.checkpoint_callbacks]
         raise NonFiniteLoss(
             f"the {what} not finite at step {step} (epoch {trainer.current_epoch}); last good checkpoint: "
-            f"{kept or 'none, no epoch was finished'}; try a lower model.optimizer.lr"
+            f"{(kept and kept[-1]) or 'none, no epoch was finished'}; try a lower model.optimizer.lr"
         )
 
 

@@ -53,8 +53,9 @@ def test_weights_that_are_not_numbers_after_the_last_step_of_an_epoch(tmp_path):
 
 def test_a_run_that_goes_on_elsewhere_takes_the_best_checkpoint_along(tmp_path):
     def trainer(name: str, epochs: int) -> pl.Trainer:
-        save = BestCheckpoint(tmp_path / name, filename="best", monitor="val/reconstruction_error", save_last=True)
-        return tiny_trainer(tmp_path, max_epochs=epochs, callbacks=[save])
+        save = BestCheckpoint(tmp_path / name, filename="best", monitor="val/reconstruction_error")
+        last = ModelCheckpoint(tmp_path / name, filename="last", enable_version_counter=False)
+        return tiny_trainer(tmp_path, max_epochs=epochs, callbacks=[save, last])
 
     first = trainer("first", 3)
     first.fit(tiny_module(), TinyImages())
@@ -68,7 +69,8 @@ def test_a_run_that_goes_on_elsewhere_takes_the_best_checkpoint_along(tmp_path):
     assert saver.best_model_score == best
     assert saver.best_model_path == str(tmp_path / "second" / "best.ckpt")
     assert (tmp_path / "second" / "best.ckpt").read_bytes() == (tmp_path / "first" / "best.ckpt").read_bytes()
-    assert (tmp_path / "second" / "last.ckpt").exists()
+    assert torch.load(tmp_path / "second" / "last.ckpt", weights_only=True)["global_step"] == 20
+    assert torch.load(tmp_path / "first" / "last.ckpt", weights_only=True)["global_step"] == 15
 
 
 def test_a_resumed_run_takes_the_learning_rate_of_its_own_settings(tmp_path):

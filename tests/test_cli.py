@@ -167,8 +167,8 @@ def test_a_checkpoint_that_does_not_fit_gets_one_line(run, tmp_path):
     run("train.py", *SMOKE, "hydra.run.dir=here")
     for setting, mismatch in (
         ("data.size=20", "is (784,) in the checkpoint, must be (400,)"),
-        ("model=nem", "is none in the checkpoint, must be"),
-        ("model.em.m_step.hidden_size=20", "is (250,) in the checkpoint, must be (20,)"),
+        ("model=nem", "is (784,) in the checkpoint, must be none"),
+        ("model.em.m_step.hidden_size=20", "is (784, 250) in the checkpoint, must be (784, 20)"),
     ):
         printed = run("train.py", *SMOKE, "ckpt_path=here/checkpoints/last.ckpt", setting, status=1)
         assert "ckpt_path=here/checkpoints/last.ckpt: does not fit this model: m_step." in printed

@@ -65,6 +65,8 @@ def test_every_model_trains_on_every_data_set(run, model, data):
     for name in ("best", "last"):
         saved = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
         assert saved["global_step"] == 2
+    save_best, save_last = (config.callbacks[f"{name}_checkpoint"] for name in ("best", "last"))
+    assert save_best.monitor == "val/reconstruction_error" and "monitor" not in save_last
     assert checkpoint.load(run_dir / "checkpoints" / "best.ckpt").num_steps == 10
     assert "Test scores, by EM step" in printed and "AMI" in printed
     for place in ("run folder", "checkpoints/best.ckpt", "groupings.png", "gallery.png"):

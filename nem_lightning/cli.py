@@ -24,36 +24,21 @@ from rich.table import Table
 from nem_lightning.callbacks import NonFiniteLoss
 from nem_lightning.errors import InputError, require, require_count
 
+# Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
+logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+warnings.filterwarnings("ignore", message=".*LeafSpec")
+
 
 def _sweep_name() -> str | None:
     hydra = HydraConfig.get()
     return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
 
 
-def require_no_replay(config: DictConfig) -> None:
-    """Raise :class:`~nem_lightning.errors.InputError` for a sweep whose processes would each replay it.
-
-    With Hydra's own launcher, Lightning starts the other processes of a DDP run as the same command line,
-    sweep and all.
-    """
-    hydra = HydraConfig.get()
-    replays = hydra.mode == RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] == "basic"
-    require(
-        not (replays and "ddp" in str(config.trainer.get("strategy"))),
-        f"trainer.strategy={config.trainer.get('strategy')}: not in a sweep with hydra/launcher=basic, where each "
-        "process would replay the sweep; use trainer=default, or a launcher that gives each run its own job",
-    )
-
-
-# Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
-logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
-warnings.filterwarnings("ignore", message=".*LeafSpec")
-
-
 def _slug(text: str) -> str:
     return text.replace("/", "-")[:100]
 
 
+# What the configs may call, as in ${slug:...}
 OmegaConf.register_new_resolver("cuda_or_cpu", lambda: "cuda" if torch.cuda.is_available() else "cpu", replace=True)
 OmegaConf.register_new_resolver("slug", _slug, replace=True)
 OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).name, replace=True)
@@ -103,6 +88,21 @@ def set_seed(seed: int) -> None:
     require_count("seed", seed, minimum=0)
     require(seed < 2**32, f"seed={seed}: must be less than 2^32")
     pl.seed_everything(seed, verbose=False)
+
+
+def require_no_replay(config: DictConfig) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` for a sweep whose processes would each replay it.
+
+    With Hydra's own launcher, Lightning starts the other processes of a DDP run as the same command line,
+    sweep and all.
+    """
+    hydra = HydraConfig.get()
+    replays = hydra.mode == RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] == "basic"
+    require(
+        not (replays and "ddp" in str(config.trainer.get("strategy"))),
+        f"trainer.strategy={config.trainer.get('strategy')}: not in a sweep with hydra/launcher=basic, where each "
+        "process would replay the sweep; use trainer=default, or a launcher that gives each run its own job",
+    )
 
 
 def claim_run_folder(config: DictConfig) -> None:

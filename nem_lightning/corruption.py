@@ -6,16 +6,20 @@ from torch import Tensor
 from nem_lightning.errors import require_number
 
 
-class BitFlip:
+class _Corruption:
+    """Noise that falls on a value with probability ``prob``."""
+
+    def __init__(self, prob: float = 0.1) -> None:
+        require_number("prob", prob, minimum=0, maximum=1)
+        self.prob = prob
+
+
+class BitFlip(_Corruption):
     """Flip each binary pixel with probability ``prob``.
 
     Raises:
         InputError: ``prob`` outside [0, 1].
     """
-
-    def __init__(self, prob: float = 0.1) -> None:
-        require_number("prob", prob, minimum=0, maximum=1)
-        self.prob = prob
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Any shape, values 0 and 1; the result is on the same device, drawn from ``generator``."""
@@ -23,16 +27,12 @@ class BitFlip:
         return image + flips - 2 * image * flips  # exclusive or
 
 
-class MaskedUniform:
+class MaskedUniform(_Corruption):
     """Replace each value, with probability ``prob``, by a draw from U[0, 1).
 
     Raises:
         InputError: ``prob`` outside [0, 1].
     """
-
-    def __init__(self, prob: float = 0.1) -> None:
-        require_number("prob", prob, minimum=0, maximum=1)
-        self.prob = prob
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Any shape; the result is on the same device, drawn from ``generator``."""

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("WANDB_MODE", "offline")
+settings.register_profile("no deadline", deadline=None)  # machines are busy
+settings.load_profile("no deadline")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 

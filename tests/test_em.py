@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nem_lightning.em import NeuralEM
@@ -156,7 +156,6 @@ def test_gradients_agree_with_finite_differences(m_step, binary):
     components=st.integers(1, 4),
     step_size=st.floats(1e-6, 1e-3),
 )
-@settings(deadline=None)
 def test_a_small_enough_n_em_step_never_lowers_the_log_likelihood(seed, binary, components, step_size):
     """The guarantee of generalised EM."""
     torch.manual_seed(seed)
@@ -178,7 +177,6 @@ def test_a_small_enough_n_em_step_never_lowers_the_log_likelihood(seed, binary, 
 
 
 @given(seed=st.integers(0, 2**31), components=st.integers(1, 5), binary=st.booleans(), smoothing=st.floats(0, 1))
-@settings(deadline=None)
 def test_responsibilities_are_distributions_and_components_are_exchangeable(seed, components, binary, smoothing):
     torch.manual_seed(seed)
     em = small_model("recurrent", binary, smoothing=smoothing)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from torchmetrics import MetricCollection
@@ -36,7 +36,6 @@ def assert_equal_to_sklearn(labels: torch.Tensor, groups: torch.Tensor) -> None:
 
 
 @given(data=st.data(), pixels=st.integers(1, 40), clusters=st.integers(1, 6), groups=st.integers(1, 6))
-@settings(deadline=None)
 def test_random_pairs_degenerate_ones_included(data, pixels, clusters, groups):
     seed = data.draw(st.integers(0, 2**31))
     torch.manual_seed(seed)

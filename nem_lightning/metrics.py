@@ -89,10 +89,19 @@ def _information(table: Tensor) -> _Information:
 
 
 def _scored(labels: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """The contingency tables of the images that have a score, and which those are (B,) boolean."""
+    """The contingency tables of the images that have a score, and which those are (B,) boolean.
+
+    Clusters are in order of size, and those that are empty in every image are left out: class numbers may
+    have large gaps, and no score depends on their order.
+    """
     table = contingency_table(labels, groups)
     has_score = table.sum((1, 2)) > 0
-    return table[has_score], has_score
+    table = table[has_score]
+    for dim in (1, 2):
+        sizes, order = table.sum(3 - dim).sort(1, descending=True)
+        table = table.gather(dim, order.unsqueeze(3 - dim).expand_as(table))
+        table = table.narrow(dim, 0, int((sizes > 0).sum(1).max()) if len(sizes) else 0)
+    return table, has_score
 
 
 def _with_unscored(scores: Tensor, has_score: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ SMOKE = ["experiment=smoke", "logger=none", "trainer.accelerator=cpu"]
 def at(tmp_path, data_dir):
     """Start a script in an empty folder."""
 
-    def start(script: str, *arguments: str, **kwargs) -> subprocess.Popen:
+    def start(script: str, *arguments: str) -> subprocess.Popen:
         environment = {**os.environ, "NEM_DATA_DIR": str(data_dir), "COLUMNS": "120", "PYTHONWARNINGS": ""}
         command = [sys.executable, str(ROOT / script), *arguments]
         return subprocess.Popen(
@@ -30,7 +30,8 @@ def at(tmp_path, data_dir):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            **kwargs,
+            # As from a terminal: where the tests run in the background of a shell, Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start

@@ -39,7 +39,8 @@ class BestCheckpoint(ModelCheckpoint):
         if best.is_file() and moved.parent.resolve() != best.parent.resolve():
             if rank_zero_only.rank == 0:
                 moved.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(best, moved)
+                shutil.copyfile(best, moved.with_suffix(".part"))
+                moved.with_suffix(".part").replace(moved)  # whole or not at all
             score = state_dict["best_model_score"]
             state_dict = {
                 **state_dict,

@@ -1,5 +1,6 @@
 """Train N-EM or RNN-EM: ``python train.py --help``."""
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -50,9 +51,10 @@ def train(config: DictConfig) -> float:
             summarise(module, datamodule, places, console)
         return float(saver.best_model_score) if best else float("nan")
     finally:
+        failed = sys.exc_info()[0] is not None
         for logger in loggers:
             if hasattr(logger, "finish"):
-                logger.finish()
+                logger.finish(failed)
 
 
 def summarise(module, datamodule, places: dict[str, str], console: Console) -> None:

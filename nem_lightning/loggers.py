@@ -53,6 +53,6 @@ class WandbLogger(LightningWandbLogger):
             return f"offline; upload with: wandb sync {os.path.dirname(run.dir)}"
         return run.url
 
-    def finish(self) -> None:
-        """End the run, so that the next one in this process starts its own."""
-        wandb.finish()
+    def finish(self, failed: bool = False) -> None:
+        """End the run, so that the next one in this process starts its own; W&B shows whether it failed."""
+        wandb.finish(exit_code=int(failed))

@@ -39,6 +39,15 @@ def test_the_variable_is_followed(tmp_path, monkeypatch):
     logger.finish()
 
 
+def test_a_failed_run_is_shown_as_failed(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(wandb, "finish", lambda exit_code: ended.append(exit_code))
+    logger = WandbLogger(project="test", save_dir=str(tmp_path), offline=True)
+    logger.finish()
+    logger.finish(failed=True)
+    assert ended == [0, 1]
+
+
 def test_each_run_of_a_process_is_its_own(tmp_path):
     seen = set()
     for name in ("one", "two"):

@@ -31,7 +31,6 @@ def evaluate(config: DictConfig) -> None:
     module.check_images(datamodule)
     cli.claim_run_folder(config)
     datamodule.prepare_data()
-    datamodule.setup()
     trainer = instantiate(config.trainer, logger=False)
     trainer.test(module, datamodule.eval_dataloader(config.split), verbose=False)
 

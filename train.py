@@ -28,7 +28,7 @@ def train(config: DictConfig) -> float:
     module = instantiate(config.model)
     module.check_images(datamodule)
     if config.ckpt_path is not None:
-        checkpoint.weights(config.ckpt_path, module)  # raises where they do not fit
+        checkpoint.weights(checkpoint.read(config.ckpt_path), module, config.ckpt_path)  # raises where they do not fit
     plain_config = OmegaConf.to_container(config, resolve=True)
     callbacks = [*instantiate(config.callbacks).values(), checkpoint.SaveConfig(plain_config)]
     if rank_zero_only.rank == 0:
@@ -67,7 +67,8 @@ def summarise(module, datamodule, places: dict[str, str], console: Console) -> N
 
 def runs(trainer: pl.Trainer) -> dict[str, str]:
     """Where the loggers that know it say that the run is."""
-    return {"W&B run": logger.where() for logger in trainer.loggers if hasattr(logger, "where")}  # noqa: B035
+    where = [logger.where() for logger in trainer.loggers if hasattr(logger, "where")]
+    return {"W&B run": where[0]} if where else {}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from nem_lightning import figures
+from nem_lightning.files import atomic_file
 
 
 class ProgressBar(RichProgressBar):
@@ -38,9 +39,8 @@ class BestCheckpoint(ModelCheckpoint):
         moved = Path(self.dirpath) / best.name
         if best.is_file() and moved.parent.resolve() != best.parent.resolve():
             if rank_zero_only.rank == 0:
-                moved.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(best, moved.with_suffix(".part"))
-                moved.with_suffix(".part").replace(moved)  # whole or not at all
+                with atomic_file(moved) as temporary:
+                    shutil.copyfile(best, temporary)
             score = state_dict["best_model_score"]
             state_dict = {
                 **state_dict,
@@ -78,21 +78,20 @@ class StopOnNonFiniteLoss(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._check(trainer)
-            self._check_weights(trainer, pl_module)
+            self._check_all(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_all(trainer, pl_module)
+
+    def _check_all(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check(trainer)
-        self._check_weights(trainer, pl_module)
+        if not torch.stack([weight.isfinite().all() for weight in pl_module.parameters()]).all():
+            self._stop(trainer, "weights are", trainer.global_step)
 
     def _check(self, trainer: pl.Trainer) -> None:
         step = self._first.item()
         if step < torch.inf:
             self._stop(trainer, "loss is", int(step))
-
-    def _check_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not torch.stack([weight.isfinite().all() for weight in pl_module.parameters()]).all():
-            self._stop(trainer, "weights are", trainer.global_step)
 
     def _stop(self, trainer: pl.Trainer, what: str, step: int) -> None:
         kept = [saver.last_model_path or saver.best_model_path for saver in trainer.checkpoint_callbacks]

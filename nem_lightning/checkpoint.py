@@ -50,13 +50,13 @@ def read(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def weights(path: str | Path, module: NeuralEMModule) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint, for ``module.em``.
+def weights(checkpoint: dict[str, Any], module: NeuralEMModule, path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint that was read from ``path``, for ``module.em``.
 
     Raises:
-        InputError: as :func:`read`; or weights of other names or shapes than the module's.
+        InputError: weights of other names or shapes than the module's.
     """
-    saved = read(path).get("state_dict", {})
+    saved = checkpoint.get("state_dict", {})
     saved = {name.removeprefix("em."): value for name, value in saved.items() if name.startswith("em.")}
     expected = module.em.state_dict()
     for name in sorted(expected.keys() | saved.keys()):
@@ -88,9 +88,10 @@ def load(
         trusted: names of packages that the configuration may import.
 
     Raises:
-        InputError: as :func:`weights`; a class of another package; or K or T below 1.
+        InputError: as :func:`read` and :func:`weights`; a class of another package; or K or T below 1.
     """
-    config = dict(read(path)[KEY]["model"])
+    checkpoint = read(path)
+    config = dict(checkpoint[KEY]["model"])
     _require_trusted(config, (*TRUSTED, *trusted), path)
     if num_components is not None:
         config["num_components"] = num_components
@@ -102,7 +103,7 @@ def load(
         module = instantiate(config)
     except InstantiationException as error:
         raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
-    module.em.load_state_dict(weights(path, module))
+    module.em.load_state_dict(weights(checkpoint, module, path))
     return module
 
 

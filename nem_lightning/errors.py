@@ -17,21 +17,23 @@ def require(condition: bool, message: str) -> None:
 
 def require_number(name: str, value: object, minimum: float = float("-inf"), maximum: float = float("inf")) -> None:
     """Raise :class:`InputError` unless ``value`` is a number from ``minimum`` to ``maximum``."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if maximum < float("inf"):
         allowed = f"lie in [{minimum}, {maximum}]"
     else:
         allowed = f"be a number of at least {minimum}" if minimum > float("-inf") else "be a number"
-    require(is_number and minimum <= value <= maximum, f"{name}={value}: must {allowed}")
+    require(_is_number(value) and minimum <= value <= maximum, f"{name}={value}: must {allowed}")
 
 
 def require_positive(name: str, value: object) -> None:
     """Raise :class:`InputError` unless ``value`` is a number greater than 0."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(is_number and value > 0, f"{name}={value}: must be a number greater than 0")
+    require(_is_number(value) and value > 0, f"{name}={value}: must be a number greater than 0")
 
 
 def require_count(name: str, value: object, minimum: int = 1) -> None:
     """Raise :class:`InputError` unless ``value`` is an integer of at least ``minimum``."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     require(is_integer and value >= minimum, f"{name}={value}: must be an integer of at least {minimum}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -133,7 +133,7 @@ class NeuralEMModule(pl.LightningModule):
             {
                 "train/loss_intra": last.intra.detach(),
                 "train/loss_inter": last.inter.detach(),
-                "train/reconstruction_error": reconstruction_error(image, trajectory[-1]).detach(),
+                "train/reconstruction_error": reconstruction_error(image, trajectory[-1]),
             }
         )
         return loss

@@ -102,6 +102,7 @@ class StepScores(nn.Module):
         return self.groupings["ari"].unscored
 
 
+@torch.no_grad()
 def reconstruction_error(image: Tensor, iterate: Iterate) -> Tensor:
     """Mean over batch, pixels and channels of (x - sum_k gamma_k mu_k)^2, a scalar."""
     reconstruction = (iterate.responsibilities * iterate.mean).sum(1)  # (B, C, H, W)

@@ -1,11 +1,7 @@
 """What the data sets share: images held in memory, batches cut from them as tensors."""
 
-import contextlib
 import itertools
-import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +9,7 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from nem_lightning.errors import InputError, require_count
+from nem_lightning.errors import require_count
 
 STAGES = ("train", "val", "test")
 
@@ -93,8 +89,12 @@ class ImagesDataModule(pl.LightningDataModule):
         """Read what ``stage`` ("fit", "validate", "test" or None for all) needs into memory, once."""
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, STAGES)
         for name in wanted:
-            if name not in self.images:
-                self.images[name] = self.load(name)
+            self._load_once(name)
+
+    def _load_once(self, stage: str) -> TensorImages:
+        if stage not in self.images:
+            self.images[stage] = self.load(stage)
+        return self.images[stage]
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
@@ -115,7 +115,7 @@ class ImagesDataModule(pl.LightningDataModule):
     def eval_dataloader(self, stage: str) -> DataLoader:
         """The images of any stage in their order, each once."""
         world, rank = self._processes()
-        return self._loader(stage, UnrepeatedDistributedSampler(self.images[stage], world, rank, shuffle=False))
+        return self._loader(stage, UnrepeatedDistributedSampler(self._load_once(stage), world, rank, shuffle=False))
 
     def _loader(self, stage: str, sampler: DistributedSampler, loader: type[DataLoader] = DataLoader) -> DataLoader:
         pin = torch.cuda.is_available()
@@ -124,27 +124,3 @@ class ImagesDataModule(pl.LightningDataModule):
 
 def _as_it_comes(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends well, and is removed when not.
-
-    Safe when several processes write the same file at once: each writes its own, the last one stays.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

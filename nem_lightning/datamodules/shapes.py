@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 import torch
 
-from nem_lightning.datamodules.base import ImagesDataModule, TensorImages, atomic_file
+from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
 from nem_lightning.errors import InputError, require, require_count
+from nem_lightning.files import atomic_file
 
 log = logging.getLogger(__name__)
 

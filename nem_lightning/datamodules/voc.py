@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nem_lightning.datamodules.base import ImagesDataModule, TensorImages, atomic_file
+from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
 from nem_lightning.errors import InputError, require, require_count
+from nem_lightning.files import atomic_file
 
 log = logging.getLogger(__name__)
 

@@ -1,27 +1,27 @@
 """Score a checkpoint by EM step: ``python evaluate.py --help``."""
 
-import json
-from pathlib import Path
-
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from nem_lightning import checkpoint, cli, figures
-from nem_lightning.datamodules.base import STAGES
+from nem_lightning import cli
 from nem_lightning.errors import require
+from nem_lightning.runs import SCORES, RunFolder
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Compose, then evaluate."""
-    with cli.one_line_errors():
-        evaluate(config)
+    with RunFolder(config.paths.run_dir) as folder, cli.one_line_errors():
+        evaluate(config, folder)
 
 
-def evaluate(config: DictConfig) -> None:
+def evaluate(config: DictConfig, folder: RunFolder) -> None:
     """Load, instantiate, test."""
+    from nem_lightning import checkpoint, figures  # here, so that --help need not wait for them
+    from nem_lightning.datamodules.base import STAGES
+
     require(config.ckpt_path is not None, "ckpt_path: must be given, the checkpoint to score")
     require(config.split in STAGES, f"split={config.split}: must be one of {', '.join(STAGES)}")
     cli.set_seed(config.seed)
@@ -29,28 +29,18 @@ def evaluate(config: DictConfig) -> None:
     module.seed = config.seed
     datamodule = instantiate(config.data)
     module.check_images(datamodule)
-    cli.claim_run_folder(config)
+    folder.claim(OmegaConf.to_container(config, resolve=True), again=False)
     datamodule.prepare_data()
     trainer = instantiate(config.trainer, logger=False)
     trainer.test(module, datamodule.eval_dataloader(config.split), verbose=False)
 
-    run_dir = Path(config.paths.run_dir)
-    scores = run_dir / "scores.json"
-    result = {
-        "ckpt_path": str(config.ckpt_path),
-        "split": config.split,
-        "num_images": module.test_images,
-        "num_components": module.num_components,
-        "seed": config.seed,
-        "by_step": module.test_scores_by_step,
-    }
-    scores.write_text(json.dumps(result, indent=1) + "\n")
+    folder.finish({"ckpt_path": str(config.ckpt_path), **cli.test_scores(module, config.split)})
     batch = next(iter(datamodule.eval_dataloader(config.split)))
-    pictures = figures.save(module, batch, run_dir, f"{config.split} images")
+    pictures = figures.save(module, batch, folder.path, f"{config.split} images")
     console = Console()
     title = f"K={module.num_components}, {config.split} images, by EM step"
     cli.print_scores_by_step(title, module.test_scores_by_step, console)
-    cli.print_places({"scores": scores, **pictures}, console)
+    cli.print_places({"scores": folder.path / SCORES, **pictures}, console)
 
 
 if __name__ == "__main__":

@@ -4,25 +4,31 @@ import sys
 from pathlib import Path
 
 import hydra
-import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from nem_lightning import checkpoint, cli, figures
+from nem_lightning import cli, sweeps
+from nem_lightning.runs import RunFolder
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
-    """Compose, then train. Returns the best validation reconstruction error, for sweepers that minimise it."""
-    with cli.one_line_errors():
-        cli.require_no_replay(config)
-        return train(config)
+    """Compose, then train. Returns the best score that the checkpoints watch, for sweepers; NaN from a run that
+    failed in a sweep."""
+    sweeps.join_processes_of_job()
+    with sweeps.outliving_its_runs(), RunFolder(config.paths.run_dir) as folder, cli.one_line_errors():
+        sweeps.require_no_replay(config)
+        return train(config, folder)
+    return float("nan")
 
 
-def train(config: DictConfig) -> float:
-    """Instantiate, fit, test."""
+def train(config: DictConfig, folder: RunFolder) -> float:
+    """Instantiate, fit, test. A run that was stopped goes on, one that is finished is left as it is."""
+    from pytorch_lightning.utilities import rank_zero_only  # here, so that --help need not wait for it
+
+    from nem_lightning import checkpoint
+
     cli.set_seed(config.seed)
     datamodule = instantiate(config.data)
     module = instantiate(config.model)
@@ -33,43 +39,61 @@ def train(config: DictConfig) -> float:
     callbacks = [*instantiate(config.callbacks).values(), checkpoint.SaveConfig(plain_config)]
     if rank_zero_only.rank == 0:
         datamodule.prepare_data()  # what is wrong with the data is said before a run is started
-    cli.claim_run_folder(config)
+        folder.claim(plain_config)
+    console = Console(quiet=rank_zero_only.rank != 0)
+    places = {"run folder": config.paths.run_dir}
+    if (scores := folder.scores()) is not None:
+        cli.print_scores_by_step("Finished before. Test scores, by EM step", scores["by_step"], console)
+        cli.print_places(places, console)
+        return _number(scores["best_score"])
+    newest = folder.newest_checkpoint(config.ckpt_path)
     loggers = list(instantiate(config.logger).values())
     try:
-        trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+        trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, plugins=[checkpoint.WholeFiles()])
         for logger in loggers:
             logger.log_hyperparams(plain_config)
-        console = Console(quiet=not trainer.is_global_zero)
-        places = {"run folder": config.paths.run_dir, **runs(trainer)}
-        cli.print_places(places, console)
-        trainer.fit(module, datamodule, ckpt_path=config.ckpt_path, weights_only=True)
+        places |= runs(trainer)
+        cli.print_places(places | ({"goes on from": newest} if newest else {}), console)
+        trainer.fit(module, datamodule, ckpt_path=newest, weights_only=True)
+        epochs = trainer.current_epoch
         saver = trainer.checkpoint_callback
         best = saver.best_model_path if saver is not None else ""
         trainer.test(module, datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
+        best_score = saver.best_model_score.item() if best else None
         if trainer.is_global_zero:
             places |= {"best checkpoint": best or "none saved, scores are of the last weights"}
             summarise(module, datamodule, places, console)
-        return float(saver.best_model_score) if best else float("nan")
+            run = {"ckpt_path": best, "best_score": best_score, "epochs": epochs}
+            folder.finish({**run, **cli.test_scores(module, "test")})
+        return _number(best_score)
     finally:
-        failed = sys.exc_info()[0] is not None
         for logger in loggers:
             if hasattr(logger, "finish"):
-                logger.finish(failed)
+                logger.finish(sys.exc_info()[1])
 
 
 def summarise(module, datamodule, places: dict[str, str], console: Console) -> None:
     """Draw what the model finds in test images, and say how good it is and where everything lies."""
+    from nem_lightning import figures
+
     batch = next(iter(datamodule.test_dataloader()))
     pictures = figures.save(module, batch, Path(places["run folder"]), "test images")
     cli.print_scores_by_step("Test scores, by EM step", module.test_scores_by_step, console)
     cli.print_places({**places, **pictures}, console)
 
 
-def runs(trainer: pl.Trainer) -> dict[str, str]:
+def _number(score: float | None) -> float:
+    return float("nan") if score is None else score
+
+
+def runs(trainer) -> dict[str, str]:
     """Where the loggers that know it say that the run is."""
     where = [logger.where() for logger in trainer.loggers if hasattr(logger, "where")]
     return {"W&B run": where[0]} if where else {}
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        sweeps.say_how_it_went()

@@ -1,20 +1,25 @@
 """What happens around the training steps."""
 
+import contextlib
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from nem_lightning import figures
+from nem_lightning import checkpoint, figures
+from nem_lightning.errors import InputError, NonFiniteLoss
 from nem_lightning.files import atomic_file
+
+log = logging.getLogger(__name__)
 
 
 class ProgressBar(RichProgressBar):
@@ -26,30 +31,44 @@ class ProgressBar(RichProgressBar):
         return metrics
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite. The message is one line."""
+class StopEarly(EarlyStopping):
+    """Lightning's EarlyStopping, but a run that had stopped and is started again trains no further."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if 0 < self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, but a run that goes on in another folder takes the best checkpoint along."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy the earlier run's best checkpoint to this run's folder, and remember its score."""
+        """Copy the earlier run's best checkpoint to this run's folder, and remember its score.
+
+        Where the file is gone or cut short, the best is looked for anew.
+        """
+        if not state_dict["best_model_path"]:
+            return
         best = Path(state_dict["best_model_path"])
-        moved = Path(self.dirpath) / best.name
-        if best.is_file() and moved.parent.resolve() != best.parent.resolve():
-            if rank_zero_only.rank == 0:
-                with atomic_file(moved) as temporary:
-                    shutil.copyfile(best, temporary)
-            score = state_dict["best_model_score"]
-            state_dict = {
-                **state_dict,
-                "dirpath": self.dirpath,
-                "best_model_path": str(moved),
-                "best_k_models": {str(moved): score},
-                "kth_best_model_path": str(moved),
-                "kth_value": score,
-            }
+        here = Path(self.dirpath) / best.name
+        best = here if here.is_file() else best  # taken along before, or the whole run was moved
+        try:
+            checkpoint.contents(best)
+        except InputError as error:
+            log.warning("%s; the best is looked for from here on", str(error).removeprefix("ckpt_path="))
+            return
+        if here.resolve() != best.resolve() and rank_zero_only.rank == 0:
+            with atomic_file(here) as temporary:
+                shutil.copyfile(best, temporary)
+        score = state_dict["best_model_score"]
+        state_dict = {
+            **state_dict,
+            "dirpath": self.dirpath,
+            "best_model_path": str(here),
+            "best_k_models": {str(here): score},
+            "kth_best_model_path": str(here),
+            "kth_value": score,
+        }
         super().load_state_dict(state_dict)
 
 
@@ -117,8 +136,10 @@ class CheckpointOnInterrupt(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
             trainer.save_checkpoint(self.path)
+            folder = Path(trainer.default_root_dir)
             rank_zero_info(
-                f"Interrupted at step {trainer.global_step}. Go on with the same command and ckpt_path={self.path}"
+                f"Interrupted at step {trainer.global_step}, saved {self.path}. To go on: the same command and "
+                f"hydra.run.dir={folder} (of a sweep, hydra.sweep.dir={folder.parent})"
             )
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
@@ -161,8 +182,28 @@ class LogGroupings(pl.Callback):
             if isinstance(logger, WandbLogger):
                 import wandb
 
-                panel = [wandb.Image(figure, caption=f"image {i}") for i, figure in enumerate(pictures)]
-                logger.experiment.log({"val/groupings": panel, "trainer/global_step": trainer.global_step})
+                with _surviving(logger):
+                    panel = [wandb.Image(figure, caption=f"image {i}") for i, figure in enumerate(pictures)]
+                    logger.experiment.log({"val/groupings": panel, "trainer/global_step": trainer.global_step})
             else:
                 for index, figure in enumerate(pictures):
                     logger.experiment.add_figure(f"val/groupings/{index}", figure, trainer.global_step)
+
+
+class LogScoresByStep(pl.Callback):
+    """Sends the test scores of each EM step to W&B, as ``by_step/ami_max`` and so on against ``by_step/step``: charts
+    in which runs can be compared."""
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                with _surviving(logger):
+                    logger.experiment.define_metric("by_step/*", step_metric="by_step/step")
+                    for step, scores in enumerate(pl_module.test_scores_by_step, start=1):
+                        row = {f"by_step/{name}": score for name, score in scores.items()}
+                        logger.experiment.log({"by_step/step": step, **row})
+
+
+def _surviving(logger: WandbLogger) -> contextlib.AbstractContextManager:
+    """That of :class:`nem_lightning.loggers.WandbLogger`; Lightning's has none."""
+    return logger.surviving() if hasattr(logger, "surviving") else contextlib.nullcontext()

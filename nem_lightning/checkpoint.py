@@ -8,8 +8,10 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from nem_lightning.errors import InputError, require
+from nem_lightning.files import atomic_file
 from nem_lightning.module import NeuralEMModule
 
 KEY = "nem_lightning_config"
@@ -30,19 +32,44 @@ class SaveConfig(pl.Callback):
         checkpoint[KEY] = self.config
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of :class:`~nem_lightning.module.NeuralEMModule` as a dictionary. Runs no code from the file.
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints that are there whole or not at all, and leaves an earlier one alone until then."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """
+        Raises:
+            InputError: the file cannot be written, such as on a full disk.
+        """
+        try:
+            with atomic_file(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError where a file cannot be written
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: cannot be written ({reason}); what was saved before is as it was") from error
+
+
+def contents(path: str | Path) -> Any:
+    """What :func:`torch.save` wrote to a file. Runs no code from it.
 
     Raises:
-        InputError: no such file, a truncated file, or not a checkpoint of this package.
+        InputError: no such file, or a truncated one.
     """
     if not Path(path).is_file():
         raise InputError(f"ckpt_path={path}: no such file")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling other files' bytes can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"ckpt_path={path}: not a checkpoint, or cut short ({reason})") from error
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of :class:`~nem_lightning.module.NeuralEMModule` as a dictionary. Runs no code from the file.
+
+    Raises:
+        InputError: as :func:`contents`, or not a checkpoint of this package.
+    """
+    checkpoint = contents(path)
     require(
         isinstance(checkpoint, dict) and KEY in checkpoint,
         f"ckpt_path={path}: not a checkpoint of nem_lightning (it holds no {KEY})",

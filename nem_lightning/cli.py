@@ -1,53 +1,46 @@
-"""What ``train.py`` and ``evaluate.py`` share: folders, errors in one line, the summary at the end."""
+"""What ``train.py`` and ``evaluate.py`` share: errors in one line, the summary at the end.
+
+Importing this imports neither PyTorch nor Lightning, which take seconds: ``--help`` needs neither.
+"""
 
 import contextlib
 import logging
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pytorch_lightning as pl
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nem_lightning.callbacks import NonFiniteLoss
-from nem_lightning.errors import InputError, require, require_count
+from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count
 
 # Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 
 
-def _sweep_name() -> str | None:
-    hydra = HydraConfig.get()
-    return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+def _cuda_or_cpu() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _slug(text: str) -> str:
-    return text.replace("/", "-")[:100]
-
-
-# What the configs may call, as in ${slug:...}
-OmegaConf.register_new_resolver("cuda_or_cpu", lambda: "cuda" if torch.cuda.is_available() else "cpu", replace=True)
-OmegaConf.register_new_resolver("slug", _slug, replace=True)
+# What the configs may call, as in ${cuda_or_cpu:}
+OmegaConf.register_new_resolver("cuda_or_cpu", _cuda_or_cpu, replace=True)
 OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).name, replace=True)
-OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Let bad input end the program with one line, naming the full setting, instead of a traceback."""
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
     try:
         yield
     except InstantiationException as error:
@@ -57,8 +50,10 @@ def one_line_errors() -> Iterator[None]:
         raise
     except (InputError, NonFiniteLoss) as error:
         raise CompactHydraException(str(error)) from None
-    except SIGTERMException:
-        raise SystemExit(128 + signal.SIGTERM) from None
+    except SIGTERMException as stop:
+        from nem_lightning.preemption import leave
+
+        leave(stop)
 
 
 class CheckRunFolder(Callback):
@@ -87,40 +82,20 @@ def set_seed(seed: int) -> None:
     """
     require_count("seed", seed, minimum=0)
     require(seed < 2**32, f"seed={seed}: must be less than 2^32")
-    pl.seed_everything(seed, verbose=False)
+    from pytorch_lightning import seed_everything
+
+    seed_everything(seed, verbose=False)
 
 
-def require_no_replay(config: DictConfig) -> None:
-    """Raise :class:`~nem_lightning.errors.InputError` for a sweep whose processes would each replay it.
-
-    With Hydra's own launcher, Lightning starts the other processes of a DDP run as the same command line,
-    sweep and all.
-    """
-    hydra = HydraConfig.get()
-    replays = hydra.mode == RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] == "basic"
-    require(
-        not (replays and "ddp" in str(config.trainer.get("strategy"))),
-        f"trainer.strategy={config.trainer.get('strategy')}: not in a sweep with hydra/launcher=basic, where each "
-        "process would replay the sweep; use trainer=default, or a launcher that gives each run its own job",
-    )
-
-
-def claim_run_folder(config: DictConfig) -> None:
-    """Write ``config.yaml`` into the run folder, so that no other run takes it. Only the first process does.
-
-    Raises:
-        InputError: an earlier run is there, or the folder cannot be written.
-    """
-    if rank_zero_only.rank != 0:
-        return
-    folder = Path(config.paths.run_dir)
-    try:
-        with open(folder / "config.yaml", "x") as file:
-            file.write(OmegaConf.to_yaml(config, resolve=True))
-    except FileExistsError:
-        raise InputError(f"hydra.run.dir={folder}: an earlier run is there; choose another folder") from None
-    except OSError as error:
-        raise InputError(f"hydra.run.dir={folder}: cannot be written ({error.strerror})") from None
+def test_scores(module, split: str) -> dict[str, object]:
+    """What ``scores.json`` says of the images that ``module`` was tested on."""
+    return {
+        "split": split,
+        "num_images": module.test_images,
+        "num_components": module.num_components,
+        "seed": module.seed,
+        "by_step": module.test_scores_by_step,
+    }
 
 
 COLUMNS = {

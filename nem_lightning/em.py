@@ -111,14 +111,9 @@ class NeuralEM(nn.Module):
 
     def start(self, image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Iterate:
         """theta = 0, mu = initial_mean, gamma = |N(0, 1)| normalised over K. No ``params`` yet (mu in its place)."""
-        batch, _, height, width = image.shape
-        state = image.new_zeros(batch, num_components, self.m_step.state_size)
-        mean = image.new_full((batch, num_components, *image.shape[1:]), self.initial_mean)
-        noise = torch.randn(
-            batch, num_components, 1, height, width, dtype=image.dtype, device=image.device, generator=generator
-        )
-        gamma = noise.abs().clamp_min(torch.finfo(image.dtype).tiny)
-        return Iterate(state, mean, mean, (gamma / gamma.sum(1, keepdim=True)).log())
+        state = image.new_zeros(len(image), num_components, self.m_step.state_size)
+        mean = image.new_full((len(image), num_components, *image.shape[1:]), self.initial_mean)
+        return Iterate(state, mean, mean, first_responsibilities(image, num_components, generator).log())
 
     def step(self, iterate: Iterate, corrupted: Tensor, image: Tensor) -> Iterate:
         """One step of EM.
@@ -160,3 +155,13 @@ class NeuralEM(nn.Module):
         """
         log_prob = self.likelihood.log_prob(image.unsqueeze(1), params) - math.log(params.shape[1])
         return log_prob.logsumexp(1).sum((1, 2, 3))
+
+
+def first_responsibilities(image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Tensor:
+    """gamma = |N(0, 1)| normalised over K: for images (B, C, H, W), (B, K, 1, H, W)."""
+    batch, _, height, width = image.shape
+    gamma = torch.randn(
+        batch, num_components, 1, height, width, dtype=image.dtype, device=image.device, generator=generator
+    )
+    gamma.abs_().clamp_min_(torch.finfo(image.dtype).tiny)
+    return gamma.div_(gamma.sum(1, keepdim=True))

@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right."""
+"""What a user can put right, and a run that cannot go on: exceptions whose message is one line."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,10 @@ class InputError(ValueError):
     The message is one line: it names the setting or the file, and says what is allowed.
     ``train.py`` and ``evaluate.py`` print it without a traceback.
     """
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite. The message is one line."""
 
 
 def require(condition: bool, message: str) -> None:

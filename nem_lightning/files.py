@@ -27,6 +27,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # before it takes the place of a file that is good
         temporary.chmod(0o644)
         os.replace(temporary, path)
     finally:

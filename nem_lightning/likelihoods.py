@@ -14,6 +14,11 @@ from torch import Tensor
 from nem_lightning.errors import require_positive
 
 
+def softplus(logits: Tensor) -> Tensor:
+    """log(1 + exp(logits)), exact in double precision too: PyTorch's own takes it for the logit itself beyond 20."""
+    return F.softplus(logits, threshold=40)
+
+
 class Bernoulli:
     """Binary pixels, x in {0, 1}. ``params`` are logits."""
 
@@ -33,7 +38,7 @@ class Bernoulli:
         Returns:
             (B, K, 1, H, W).
         """
-        return (image * params - F.softplus(params)).sum(2, keepdim=True)
+        return (image * params - softplus(params)).sum(2, keepdim=True)
 
     def kl_from_prior(self, prior: float, params: Tensor) -> Tensor:
         """KL(Bernoulli(prior) || Bernoulli(mu)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W).
@@ -42,7 +47,7 @@ class Bernoulli:
         """
         p = torch.as_tensor(prior, dtype=params.dtype, device=params.device)
         negative_entropy = torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)
-        return (negative_entropy + F.softplus(params) - p * params).sum(2, keepdim=True)
+        return (negative_entropy + softplus(params) - p * params).sum(2, keepdim=True)
 
 
 class Gaussian:

@@ -1,48 +1,93 @@
 """The W&B logger, offline by itself where nobody is logged in or nothing can be reached."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import wandb
 from pytorch_lightning.loggers import WandbLogger as LightningWandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 log = logging.getLogger(__name__)
 
 
 class WandbLogger(LightningWandbLogger):
-    """Lightning's W&B logger, with a default for ``offline`` that asks for no account.
+    """Lightning's W&B logger, with a default for ``offline`` that asks for no account, and runs that go on.
 
-    W&B's own console output is off: :meth:`where` says in a line where the run is.
+    Where an earlier process logged to ``save_dir``, this one goes on with its run. W&B's own console output
+    is off: :meth:`where` says in a line where the run is. At the end W&B is waited for a minute (or
+    ``WANDB_FINISH_TIMEOUT`` seconds), what was not sent by then can be sent with ``wandb sync``.
 
     Args:
+        save_dir: the run's folder.
         offline: true or false; None is online where the user is logged in and W&B answers within 30 s,
             else offline. The variable ``WANDB_MODE`` is followed where it is set.
+        summary: metrics of which the run's summary keeps the best value beside the last: "min" or "max".
         kwargs: as for :class:`pytorch_lightning.loggers.WandbLogger`.
     """
 
-    def __init__(self, *, offline: bool | None = None, **kwargs) -> None:
+    def __init__(
+        self, *, save_dir: str, offline: bool | None = None, summary: dict[str, str] | None = None, **kwargs
+    ) -> None:
         self._may_fall_back = offline is None
+        self._failed = False
+        self._summary = summary or {}
         mode = os.environ.get("WANDB_MODE")
         if offline is None and mode is None:
             offline = not wandb.login(prompt=False, verify=False)
         # Not by Lightning's own argument: that sets the variable, which W&B no longer reads by then.
         kwargs["mode"] = "offline" if offline else mode
-        super().__init__(settings=wandb.Settings(silent=True, init_timeout=30), **kwargs)
+        settings = wandb.Settings(silent=True, init_timeout=30)
+        if "WANDB_FINISH_TIMEOUT" not in os.environ:
+            settings.finish_timeout = 60
+        earlier = _earlier_runs(save_dir)
+        super().__init__(save_dir=save_dir, settings=settings, id=earlier[-1] if earlier else None, **kwargs)
+        self._goes_on = bool(earlier)
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, even of None
 
     @property
     @rank_zero_experiment
     def experiment(self):
         """The W&B run."""
+        if self._experiment is not None:
+            return self._experiment
         try:
-            return super().experiment
+            run = super().experiment
         except wandb.errors.CommError as error:
             if not self._may_fall_back:
                 raise
             log.warning("W&B cannot be reached (%s); this run is logged offline", str(error).splitlines()[0])
             self._wandb_init["mode"] = "offline"
-            return super().experiment
+            run = super().experiment
+        for metric, best in self._summary.items():
+            run.define_metric(metric, step_metric="trainer/global_step", summary=f"{best},last")
+        return run
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As Lightning's, but see :meth:`surviving`."""
+        with self.surviving():
+            super().log_metrics(metrics, step)
+
+    def finalize(self, status: str) -> None:
+        """Send the checkpoints, where ``log_model`` asks for it."""
+        with self.surviving():
+            super().finalize(status)
+
+    @contextlib.contextmanager
+    def surviving(self) -> Iterator[None]:
+        """Let the run go on where W&B fails within the block, with one warning.
+
+        SLURM sends SIGTERM to all processes of a job, W&B's among them, which ends at once; the run has yet to save.
+        """
+        try:
+            yield
+        except Exception as error:  # of many kinds; none is worth a run
+            if not self._failed:
+                log.warning("W&B failed (%s: %s); the run goes on without", type(error).__name__, error)
+            self._failed = True
 
     def where(self) -> str:
         """Where the run is to be seen: its address, or the command that uploads it."""
@@ -50,9 +95,23 @@ class WandbLogger(LightningWandbLogger):
         if run.disabled:
             return "disabled"
         if run.offline:
-            return f"offline; upload with: wandb sync {os.path.dirname(run.dir)}"
+            parts = Path(run.dir).parents[1] / f"offline-run-*-{run.id}"  # W&B sends them in order
+            return f"offline; upload with: wandb sync {parts if self._goes_on else os.path.dirname(run.dir)}"
         return run.url
 
-    def finish(self, failed: bool = False) -> None:
-        """End the run, so that the next one in this process starts its own; W&B shows whether it failed."""
-        wandb.finish(exit_code=int(failed))
+    def finish(self, error: BaseException | None = None) -> None:
+        """End the run, so that the next one in this process starts its own.
+
+        Args:
+            error: what ended the run early; W&B shows it as failed, or as preempted where a signal stopped it.
+        """
+        with self.surviving():
+            if self._experiment is not None and isinstance(error, SIGTERMException):
+                self._experiment.mark_preempting()
+            wandb.finish(exit_code=int(error is not None))
+
+
+def _earlier_runs(save_dir: str) -> list[str]:
+    """The ids of the W&B runs in a folder, in order of time, from W&B's folders ``run-<time>-<id>``."""
+    folders = [path.name for kind in ("run", "offline-run") for path in Path(save_dir).glob(f"wandb/{kind}-*-*")]
+    return [name.rpartition("-")[2] for name in sorted(folders, key=lambda name: name.split("run-")[-1])]

@@ -1,6 +1,7 @@
 """The LightningModule: the recurrence and the loss, trained and scored."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 
 import pytorch_lightning as pl
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from nem_lightning.em import Iterate, NeuralEM
 from nem_lightning.errors import InputError, require, require_count
+from nem_lightning.fast_path import FastPath, TrainingLoss
 from nem_lightning.losses import NeuralEMLoss
 from nem_lightning.scores import StepScores, reconstruction_error
 
@@ -33,10 +35,13 @@ class NeuralEMModule(pl.LightningModule):
         corruption: noise on the M-step's input while training, from :mod:`nem_lightning.corruption`.
         num_components: K, at least 1.
         num_steps: T, at least 1.
+        detached_epochs: for so many epochs at the start no gradients flow through gamma, at least 0; RNN-EM then
+            finds objects sooner, but would lose them again without those gradients.
+        decay: whether the learning rate falls to 0 over the run, along half a cosine, step by step.
         seed: of the noise and the first responsibilities, at least 0.
 
     Raises:
-        InputError: K or T below 1, or a loss that does not fit T.
+        InputError: K or T below 1, a negative number of epochs, or a loss that does not fit T.
     """
 
     def __init__(
@@ -47,11 +52,14 @@ class NeuralEMModule(pl.LightningModule):
         corruption: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         num_components: int = 3,
         num_steps: int = 10,
+        detached_epochs: int = 0,
+        decay: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         require_count("num_components", num_components)
         require_count("num_steps", num_steps)
+        require_count("detached_epochs", detached_epochs, minimum=0)
         require_count("seed", seed, minimum=0)
         try:
             loss.weights(num_steps)
@@ -59,15 +67,19 @@ class NeuralEMModule(pl.LightningModule):
             raise InputError(f"loss.{error}") from None
         self.em = em
         self.loss = loss
+        self.fast_path = FastPath()
         self.optimizer = optimizer
         self.corruption = corruption
         self.num_components = num_components
         self.num_steps = num_steps
+        self.detached_epochs = detached_epochs
+        self.decay = decay
         self.seed = seed
         self.val_scores = StepScores()
         self.test_scores = nn.ModuleList(StepScores() for _ in range(num_steps))
         self.test_scores_by_step: list[dict[str, float]] = []
         self.test_images = 0
+        self._differentiate = em.differentiate_responsibilities
         self._generator: torch.Generator | None = None
 
     def check_images(self, datamodule) -> None:
@@ -89,13 +101,26 @@ class NeuralEMModule(pl.LightningModule):
                 "real values in [0, 1]; use the Gaussian",
             )
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.parameters())
+    def configure_optimizers(self) -> torch.optim.Optimizer | dict:
+        optimizer = self.optimizer(self.parameters())
+        if not self.decay:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._decayed)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _decayed(self, step: int) -> float:
+        """The learning rate after so many steps, 1 at the start."""
+        return (1 + math.cos(math.pi * min(1, step / self.trainer.estimated_stepping_batches))) / 2 if step else 1.0
 
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = optimizer.defaults["lr"]
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            schedule.base_lrs = [group["lr"] for group in schedule.optimizer.param_groups]
+            for group in schedule.optimizer.param_groups:
+                group["lr"] *= self._decayed(schedule.last_epoch)
 
     def generator(self, stage: str, *batch: int) -> torch.Generator:
         """Random numbers for one batch, on the module's device.
@@ -122,21 +147,35 @@ class NeuralEMModule(pl.LightningModule):
             generator=generator,
         )
 
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.em.differentiate_responsibilities = self._differentiate and self.current_epoch >= self.detached_epochs
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         image = batch["image"]
         generator = self.generator("train", self.current_epoch, batch_idx)
         corrupted = self.corruption(image, generator) if self.corruption is not None else None
+        loss = self.training_loss(image, corrupted, generator)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the others' would not be written
+            self.log("train/loss", loss.total.detach(), prog_bar=True)
+            self.log_dict(
+                {
+                    "train/loss_intra": loss.last.intra.detach(),
+                    "train/loss_inter": loss.last.inter.detach(),
+                    "train/reconstruction_error": loss.reconstruction_error,
+                }
+            )
+        return loss.total
+
+    def training_loss(
+        self, image: Tensor, corrupted: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> TrainingLoss:
+        """What :meth:`forward`, then the loss give, by the quicker way where there is one: (B, C, H, W)."""
+        if self.fast_path.applies(self.em, self.loss, image):
+            sizes = {"num_components": self.num_components, "num_steps": self.num_steps}
+            return self.fast_path(self.em, self.loss, image, corrupted, **sizes, generator=generator)
         trajectory = self(image, corrupted, generator)
-        loss, last = self.loss(image, trajectory)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict(
-            {
-                "train/loss_intra": last.intra.detach(),
-                "train/loss_inter": last.inter.detach(),
-                "train/reconstruction_error": reconstruction_error(image, trajectory[-1]),
-            }
-        )
-        return loss
+        total, last = self.loss(image, trajectory)
+        return TrainingLoss(total, last, reconstruction_error(image, trajectory[-1]))
 
     def on_validation_epoch_start(self) -> None:
         self.val_scores.reset()
@@ -165,6 +204,7 @@ class NeuralEMModule(pl.LightningModule):
         by_step = [scores.compute() for scores in self.test_scores]
         self.test_scores_by_step = [{name: value.item() for name, value in step.items()} for step in by_step]
         self.log_dict({f"test/{name}": value.float() for name, value in by_step[-1].items()}, sync_dist=True)
-        counts = self.test_scores[-1]
-        self.test_images = int(counts.scored + counts.unscored)
-        self.log("test/unscored_images", counts.unscored.float(), sync_dist=True)
+        own = self.test_scores[-1]
+        scored, unscored = self.trainer.strategy.reduce(torch.stack([own.scored, own.unscored]), reduce_op="sum")
+        self.test_images = int(scored + unscored)
+        self.log("test/unscored_images", unscored.float())

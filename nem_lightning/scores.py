@@ -93,12 +93,12 @@ class StepScores(nn.Module):
 
     @property
     def scored(self) -> Tensor:
-        """How many images had a scored pixel, since the last reset."""
+        """How many of this process's images had a scored pixel, since the last reset."""
         return self.groupings["ari"].scored
 
     @property
     def unscored(self) -> Tensor:
-        """How many images had none."""
+        """How many of them had none."""
         return self.groupings["ari"].unscored
 
 

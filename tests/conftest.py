@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -44,3 +45,16 @@ def data_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     ShapesDataModule(str(folder)).prepare_data()
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _processes_of_their_own() -> None:
+    """Processes that a test starts talk to a W&B process of their own, not to that of earlier tests in this one."""
+    os.environ.pop("WANDB_SERVICE", None)
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the test for want of a program; fail it where ``NEM_NO_SKIPS`` says that all should be there, as in CI."""
+    if os.environ.get("NEM_NO_SKIPS"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -68,6 +68,15 @@ def test_help(run, script):
     assert f"python {script}" in printed and "Examples" in printed and "data: shapes, voc" in printed
 
 
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_does_not_wait_for_what_it_does_not_need(script, tmp_path):
+    command = [sys.executable, "-X", "importtime", str(ROOT / script), "--help"]
+    printed = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=True).stderr
+    imported = {line.split("|")[-1].strip() for line in printed.splitlines() if line.startswith("import time:")}
+    assert "hydra" in imported
+    assert not imported & {"torch", "pytorch_lightning", "matplotlib", "wandb", "scipy", "h5py"}
+
+
 def test_train_then_evaluate_with_another_k_and_t(run, tmp_path):
     printed = run("train.py", "experiment=smoke", "trainer.accelerator=cpu", "model.num_components=4")
     folder = only(tmp_path.glob("outputs/*_rnn_em_shapes_seed0"))
@@ -110,7 +119,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(at, run, tmp_path):
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     interrupted = only(tmp_path.glob("outputs/*/checkpoints/interrupted.ckpt"))
-    assert f"ckpt_path={interrupted}" in printed and "Traceback" not in printed
+    assert f"hydra.run.dir={interrupted.parent.parent}" in printed and "Traceback" not in printed
     saved = torch.load(interrupted, weights_only=True)
     assert saved["global_step"] >= 5
 
@@ -132,7 +141,8 @@ def test_no_earlier_run_is_overwritten(run, tmp_path):
     run("train.py", *SMOKE, "hydra.run.dir=here")
     before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.suffix in {".ckpt", ".yaml"}}
     printed = run("train.py", *SMOKE, "hydra.run.dir=here", "seed=1", status=1)
-    assert "hydra.run.dir=" in printed and "an earlier run is there; choose another folder" in printed
+    assert "hydra.run.dir=" in printed and "an earlier run is there (" in printed
+    assert "seed: 0 there, 1 here" in printed and "choose another folder" in printed
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -197,18 +207,43 @@ def test_sigterm_leaves_a_checkpoint(at, tmp_path):
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "Go on with the same command" in printed and "Traceback" not in printed
+    assert "To go on: the same command" in printed and "Traceback" not in printed
     only(tmp_path.glob("outputs/*/checkpoints/interrupted.ckpt"))
 
 
-def test_a_sweep_that_would_replay_itself_is_refused(run):
-    printed = run("train.py", "-m", *SMOKE, "trainer=ddp", "seed=0,1", status=1)
-    assert "trainer.strategy=ddp: not in a sweep with hydra/launcher=basic" in printed
+def test_two_processes_stop_together_and_go_on(at, run, tmp_path):
+    small = ["data.size=12", "data.num_objects=1", "model.num_steps=2", "model.em.m_step.hidden_size=10"]
+    few = ["trainer.limit_train_batches=20", "trainer.limit_val_batches=2", "trainer.limit_test_batches=2"]
+    processes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.log_every_n_steps=3"]
+    arguments = [*small, *few, *processes, "trainer.max_epochs=30", "logger=none"]
+    run("train.py", *arguments, "hydra.run.dir=undisturbed")
+    process = at("train.py", *arguments, "hydra.run.dir=stopped")
+    wait_for(tmp_path, "stopped/checkpoints/last.ckpt")
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    saved = torch.load(tmp_path / "stopped" / "checkpoints" / "interrupted.ckpt", weights_only=True)
+    assert saved["global_step"] % 20 % 3 == 1  # where the processes look for signals
+    printed = run("train.py", *arguments, "hydra.run.dir=stopped")
+    assert "goes on from" in printed
+    for name in ("last", "best"):
+        one, other = (
+            torch.load(tmp_path / folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+            for folder in ("undisturbed", "stopped")
+        )
+        assert one["global_step"] == other["global_step"]
+        assert all(torch.equal(one["state_dict"][key], other["state_dict"][key]) for key in one["state_dict"])
+
+
+@pytest.mark.parametrize("setting", ["strategy=ddp", "devices=2", "num_nodes=2"])
+def test_a_sweep_that_would_replay_itself_is_refused(run, setting):
+    printed = run("train.py", "-m", *SMOKE, f"++trainer.{setting}", "seed=0,1", status=1)
+    assert f"trainer.{setting}: not in a sweep with hydra/launcher=basic" in printed
 
 
 def test_swept_paths_make_no_nested_folders(run, tmp_path):
     run("train.py", "-m", *SMOKE, "seed=0", "paths.output_dir=a/b/c", f"hydra.sweep.dir={tmp_path}/sweep")
-    assert only(path for path in (tmp_path / "sweep").iterdir() if path.is_dir()).name.startswith("0_")
+    assert only(path for path in (tmp_path / "sweep").iterdir() if path.is_dir()).name == "seed-0"
     assert only((tmp_path / "sweep").glob("*/config.yaml"))
 
 

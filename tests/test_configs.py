@@ -8,11 +8,13 @@ import torch
 from conftest import ROOT
 from devkit import make_devkit
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 import train as train_script
 from nem_lightning import checkpoint
+from nem_lightning.runs import RunFolder
 
 FEW = [
     "trainer.accelerator=cpu",
@@ -29,15 +31,13 @@ def files(group: str) -> list[str]:
 
 
 def composed(name: str, overrides: list[str], tmp_path: Path, data_dir: Path):
-    places = [
-        f"paths.run_dir={tmp_path}/run",
-        "paths.run_name=run",
-        "paths.sweep_name=null",
-        f"paths.data_dir={data_dir}",
-    ]
-    (tmp_path / "run").mkdir(exist_ok=True)
+    places = [f"paths.run_dir={tmp_path}/run", f"paths.data_dir={data_dir}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, overrides=[*places, *overrides])
+        config = compose(name, overrides=[*places, *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config.hydra
+    return config
 
 
 @pytest.fixture
@@ -50,7 +50,8 @@ def run(tmp_path, data_dir, capsys):
             config.data.devkit = str(make_devkit(tmp_path / "voc"))
             config.data.cache_dir = str(tmp_path / "voc")
             config.data.batch_size = 8
-        score = train_script.train(config)
+        with RunFolder(config.paths.run_dir) as folder:
+            score = train_script.train(config, folder)
         assert 0 < score < 1
         return config, capsys.readouterr().out
 
@@ -71,7 +72,7 @@ def test_every_model_trains_on_every_data_set(run, model, data):
     assert "Test scores, by EM step" in printed and "AMI" in printed
     for place in ("run folder", "checkpoints/best.ckpt", "groupings.png", "gallery.png"):
         assert place in printed
-    expected = {"checkpoints", "config.yaml", "gallery.png", "groupings.png"}
+    expected = {".lock", "checkpoints", "config.yaml", "gallery.png", "groupings.png", "scores.json"}
     assert {path.name for path in run_dir.iterdir()} == expected
 
 
@@ -92,6 +93,7 @@ def test_published_experiments_hold_the_published_settings(tmp_path, data_dir):
         m_step = config.model.em.m_step
         assert m_step._target_.endswith(target) and m_step.hidden_size == hidden
         assert not m_step.get("layer_norm") and config.model.em.differentiate_responsibilities
+        assert config.model.detached_epochs == 0 and not config.model.decay
         assert (config.model.num_components, config.model.num_steps) == (3, 10)
         assert config.model.optimizer._target_ == "torch.optim.Adam" and config.model.optimizer.lr == lr
         assert config.model.loss.step_weights == "last" and config.data.batch_size == 64
@@ -115,11 +117,11 @@ def test_every_logger(run, logger):
         assert f"W&B run  offline; upload with: wandb sync {offline}" in printed
         assert list(offline.glob("files/media/images/val/groupings_*.png"))
     elif logger == "csv":
-        header = (run_dir / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+        header = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
         assert {"epoch", "step", "train/loss", "train/loss_intra", "val/ami_max", "val/ari", "test/confidence"} <= {
             *header
         }
-        assert "num_steps: 10" in (run_dir / "csv" / "hparams.yaml").read_text()
+        assert "num_steps: 10" in (run_dir / "csv" / "version_0" / "hparams.yaml").read_text()
     elif logger == "tensorboard":
         assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
 
@@ -161,7 +163,7 @@ def test_a_module_of_ones_own_by_config(run):
 CLASS_FILES = [
     path
     for path in sorted((ROOT / "conf").rglob("*.yaml"))
-    if path.parent.name not in ("conf", "experiment", "hydra", "paths", "images")
+    if path.parent.name not in ("conf", "experiment", "hydra", "paths", "images", "hparams_search", "launcher")
 ]
 
 

@@ -29,6 +29,12 @@ def test_bernoulli_kl_agrees_with_torch(params, prior):
     assert torch.allclose(Bernoulli().kl_from_prior(prior, params), expected, rtol=0, atol=1e-6)
 
 
+def test_bernoulli_is_exact_in_double_precision():
+    params = torch.tensor([21.0, 30.0], dtype=torch.float64).view(1, 2, 1, 1, 1)
+    log_prob = Bernoulli().log_prob(torch.ones_like(params), params)  # log(1 + e^-l)
+    assert torch.allclose(log_prob, -torch.exp(-params), rtol=0, atol=1e-14)
+
+
 def test_bernoulli_is_finite_for_extreme_logits():
     params = torch.tensor([-1e4, 1e4]).view(1, 2, 1, 1, 1).requires_grad_()
     log_prob = Bernoulli().log_prob(torch.ones(1, 1, 1, 1, 1), params)

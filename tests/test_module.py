@@ -1,10 +1,14 @@
+import math
+
 import pytest
+import pytorch_lightning as pl
 import torch
 from tiny import SHAPE, TinyImages, tiny_module, tiny_trainer
 
 from nem_lightning.errors import InputError
 from nem_lightning.likelihoods import Gaussian
 from nem_lightning.metrics import adjusted_mutual_information
+from nem_lightning.module import NeuralEMModule
 
 SCORES = {
     "ami_max",
@@ -31,6 +35,46 @@ def test_training_logs_what_it_should_and_lowers_the_loss(tmp_path):
     after = tiny_trainer(tmp_path).validate(module, data, verbose=False)[0]
     assert set(after) == {f"val/{name}" for name in SCORES}
     assert after["val/loss"] < 0.8 * before["val/loss"]
+
+
+def test_no_gradients_flow_through_responsibilities_in_the_first_epochs(tmp_path):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+            seen.append((trainer.current_epoch, module.em.differentiate_responsibilities))
+
+    trainer = tiny_trainer(tmp_path, max_epochs=3, limit_train_batches=2, callbacks=[Look()])
+    trainer.fit(tiny_module(detached_epochs=1), TinyImages())
+    assert seen == [(0, False)] * 2 + [(1, True)] * 2 + [(2, True)] * 2
+    seen.clear()
+    trainer = tiny_trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[Look()])
+    trainer.fit(module := tiny_module(), TinyImages())
+    module.em.differentiate_responsibilities = False
+    never = NeuralEMModule(module.em, module.loss, module.optimizer, num_components=2, num_steps=3)
+    trainer = tiny_trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[Look()])
+    trainer.fit(never, TinyImages())
+    assert seen == [(0, True), (0, False)]
+
+
+class LearningRates(pl.Callback):
+    def __init__(self) -> None:
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def test_the_learning_rate_falls_to_nothing_over_the_run_by_its_own_settings(tmp_path):
+    """Resumed with another learning rate and length, too."""
+    rates, more = LearningRates(), LearningRates()
+    trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[rates])
+    trainer.fit(tiny_module(lr=1.0, decay=True), TinyImages())  # 5 batches an epoch
+    assert rates.seen == pytest.approx([(1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)])
+    trainer.save_checkpoint(tmp_path / "here.ckpt")
+    trainer = tiny_trainer(tmp_path, max_epochs=4, callbacks=[more])
+    trainer.fit(tiny_module(lr=3.0, decay=True), TinyImages(), ckpt_path=tmp_path / "here.ckpt")
+    assert more.seen == pytest.approx([3 * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(10, 20)])
 
 
 def test_scores_are_means_over_all_images(tmp_path):

@@ -1,0 +1,177 @@
+"""What is around the steps: start-up, Lightning, scores."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from sklearn.metrics import adjusted_mutual_info_score
+
+from benchmarks import timing
+from benchmarks.steps import Case, our_module
+from nem_lightning.callbacks import StopOnNonFiniteLoss
+from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
+from nem_lightning.datamodules.shapes import ShapesDataModule, generate
+from nem_lightning.metrics import adjusted_mutual_information
+
+ROOT = Path(__file__).parent.parent
+STARTED = "NEM_BENCHMARK_STARTED"
+
+
+class LeaveAfterFirstStep(pl.Callback):
+    """Prints the seconds since the program was started, and ends it."""
+
+    def on_train_batch_end(self, *arguments) -> None:
+        print(f"first step after {time.time() - float(os.environ[STARTED])}", flush=True)
+        os._exit(0)
+
+
+def start_up(rounds: int) -> dict[str, float]:
+    """Seconds that ``python train.py`` needs to print its help, and to its first training step; data is there."""
+    times = {"help": [], "first step": []}
+    with tempfile.TemporaryDirectory() as folder:
+        ShapesDataModule(folder).prepare_data()
+        first_step = f"+callbacks.leave._target_={__name__}.LeaveAfterFirstStep"
+        run = ["trainer=cpu", f"paths.data_dir={folder}", first_step]
+        for index in range(rounds):
+            start = time.time()
+            _train(folder, "--help")
+            times["help"].append(time.time() - start)
+            printed = _train(folder, *run, f"hydra.run.dir={folder}/{index}")
+            times["first step"].append(float(printed.rpartition("first step after ")[2].split()[0]))
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def _train(folder: str, *arguments: str) -> str:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline", STARTED: str(time.time())}
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+class Shapes(ImagesDataModule):
+    """Shapes in memory only, as many as asked for."""
+
+    binary = True
+
+    def __init__(self, count: int, case: Case) -> None:
+        super().__init__(case.batch, seed=0)
+        self.image_shape = (1, case.size, case.size)
+        self.count = count
+
+    def load(self, stage: str) -> TensorImages:
+        images, groups = generate(self.count, self.image_shape[1], 3, np.random.default_rng(0))
+        return TensorImages(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(groups))
+
+
+class StepTimes(pl.Callback):
+    """Time from the end of a training step to the end of the next."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def on_train_batch_end(self, *arguments) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+
+def lightning(case: Case, device: torch.device, steps: int) -> dict[str, float]:
+    """Milliseconds of a step in ``Trainer.fit``, with logging and the default checks, and in a bare loop over the
+    same batches, in turns of ``steps`` steps."""
+    with_trainer, bare = [], []
+    data = Shapes(case.batch * steps, case)
+    data.setup("fit")
+    module = our_module(case)
+    for _ in range(3):
+        times = StepTimes()
+        trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=1,
+            limit_val_batches=0,
+            logger=pl.loggers.CSVLogger(tempfile.mkdtemp()),
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            callbacks=[StopOnNonFiniteLoss(), times],
+        )
+        trainer.fit(module, data)
+        with_trainer += times.seconds
+        bare += _bare_loop(module.to(device), data, device)
+    return {name: 1e3 * statistics.median(of) for name, of in (("fit", with_trainer), ("bare", bare))}
+
+
+def _bare_loop(module, data: Shapes, device: torch.device) -> list[float]:
+    optimizer = module.optimizer(module.parameters())
+    noise = torch.Generator(device).manual_seed(0)
+    data.trainer = None
+    times, last = [], None
+    for batch in data.train_dataloader():
+        image = batch["image"].to(device)
+        loss = module.training_loss(image, module.corruption(image, noise), noise).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        now = time.perf_counter()
+        if last is not None:
+            times.append(now - last)
+        last = now
+    return times
+
+
+def scores(device: torch.device, images: int, rounds: int) -> dict[str, float]:
+    """Adjusted mutual information, of images a second: ours in batches of 64 against scikit-learn's.
+
+    Raises:
+        RuntimeError: they differ by more than 1e-9.
+    """
+    _, groups = (torch.from_numpy(x).long() for x in generate(images, 28, 3, np.random.default_rng(0)))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 3, groups.shape, generator=generator)
+    labels = torch.where(torch.rand(groups.shape, generator=generator) < 0.2, noise, groups.clamp_min(1) - 1)
+
+    def ours() -> torch.Tensor:
+        batches = zip(labels.to(device).split(64), groups.to(device).split(64), strict=True)
+        return torch.cat([adjusted_mutual_information(*batch) for batch in batches])
+
+    def theirs() -> list[float]:
+        return [
+            adjusted_mutual_info_score(g[g != 0], p[g != 0], average_method="max")
+            for g, p in zip(groups.flatten(1).numpy(), labels.flatten(1).numpy(), strict=True)
+        ]
+
+    difference = (ours().cpu() - torch.tensor(theirs(), dtype=torch.float64)).abs().max().item()
+    if difference > 1e-9:
+        raise RuntimeError(f"adjusted mutual information differs from scikit-learn's by {difference}")
+    result = timing.summary(
+        timing.in_turns({"ours": ours, "scikit-learn": theirs}, rounds, device), images, "scikit-learn"
+    )
+    return {name: value["per_second"] for name, value in result.items()} | {
+        "ratio": result["ours"]["of_scikit-learn"],
+        "difference": difference,
+    }
+
+
+def evaluation(case: Case, device: torch.device, images: int) -> float:
+    """Seconds of ``Trainer.test``: the loop, and every score after every step, on so many images."""
+    data, module = Shapes(images, case), our_module(case)
+    data.setup("test")
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    start = time.perf_counter()
+    trainer.test(module, data, verbose=False)
+    return time.perf_counter() - start

@@ -1,0 +1,133 @@
+"""How fast it is: a table, ``speed.json`` and plots.
+
+    python -m benchmarks.speed                  # in outputs/benchmark/, minutes
+    python -m benchmarks.speed --device cuda
+    python -m benchmarks.speed --quick          # every part once, in seconds: says nothing of speed
+
+Everything that is compared is timed in turns, in one process; examples a second are medians. *Products* are the
+matrix products alone, with one weight-gradient product for all steps: the floor, which *of floor* is a share of.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import around, plots, steps
+from benchmarks.steps import Case
+
+GROWTH = {
+    "steps": [1, 2, 5, 10, 20],
+    "components": [1, 2, 3, 5, 8],
+    "batch": [16, 32, 64, 128, 256],
+    "size": [14, 20, 28, 40, 56],
+}
+QUICK_GROWTH = {"steps": [1, 2]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--rounds", type=int, default=15, help="how often everything is timed")
+    parser.add_argument("--no-compile", action="store_true", help="leave out what needs a C++ compiler")
+    parser.add_argument("--quick", action="store_true", help="every part once")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="folder of speed.json and plots")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    torch.set_num_threads(arguments.threads)
+    result = measure(
+        torch.device(arguments.device),
+        1 if arguments.quick else arguments.rounds,
+        arguments.quick,
+        not (arguments.no_compile or arguments.quick),
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    plots.save(result["growth"], arguments.out)
+    show(result, Console())
+    print(f"{arguments.out}/: speed.json, growth.png")
+
+
+def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> dict:
+    """Everything, as plain numbers."""
+    base = Case(batch=4, components=2, steps=2, size=12) if quick else Case()
+    cases = [replace(base, model=model) for model in ("rnn_em", "nem")]
+    images = 64 if quick else 640
+    result = {"machine": machine(device), "case": asdict(base), "rounds": rounds}
+    result["training"] = {case.model: steps.measure(case, device, rounds, True, compiled) for case in cases}
+    result["evaluation"] = {case.model: steps.measure(case, device, rounds, False, compiled) for case in cases}
+    result["growth"] = {
+        name: [growth(replace(base, **{name: value}), value, device, max(1, rounds // 3)) for value in values]
+        for name, values in (QUICK_GROWTH if quick else GROWTH).items()
+    }
+    result["scores"] = around.scores(device, images, max(1, rounds // 5))
+    result["lightning"] = around.lightning(base, device, 5 if quick else 60)
+    result["test_seconds"] = around.evaluation(base, device, 64 if quick else 10_000)
+    result["start_up"] = around.start_up(1 if quick else 3)
+    return result
+
+
+def growth(case: Case, value: int, device: torch.device, rounds: int) -> dict[str, float]:
+    """Training RNN-EM where one number differs: milliseconds a step, the floor's, and peak memory in MiB."""
+    measured = steps.measure(case, device, rounds, training=True, compiled=False)
+    ms = {name: 1e3 * case.batch / measured[name]["per_second"] for name in ("ours", "plain loop", "products")}
+    return {"value": value, **ms, "memory": steps.peak_memory(case, device, torch.get_num_threads())}
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def show(result: dict, console: Console) -> None:
+    case, where = result["case"], result["machine"]
+    console.print(f"{where['device']}, {where['threads']} threads, torch {where['torch']}", highlight=False)
+    console.print(", ".join(f"{name} {value}" for name, value in case.items() if name != "model"), highlight=False)
+    for kind in ("training", "evaluation"):
+        title = f"{kind.capitalize()}, examples a second"
+        table = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for model in result[kind]:
+            table.add_column(model, justify="right")
+            table.add_column("of floor", justify="right")
+        for name in result[kind]["rnn_em"]:
+            found = [result[kind][model][name] for model in result[kind]]
+            table.add_row(name, *(f(of) for of in found for f in (_per_second, _of_floor)))
+        console.print(table)
+    fit, bare = result["lightning"]["fit"], result["lightning"]["bare"]
+    scores, start = result["scores"], result["start_up"]
+    console.print(
+        f"Trainer.fit: {fit:.1f} ms a step, bare loop {bare:.1f} ms: {fit / bare - 1:+.1%}\n"
+        f"AMI: {scores['ours']:.0f} images a second, {scores['ratio']:.0f} times scikit-learn's; "
+        f"they differ by {scores['difference']:.0e}\n"
+        f"Trainer.test, all scores of all steps: {result['test_seconds']:.1f} s\n"
+        f"train.py: --help {start['help']:.1f} s, first training step {start['first step']:.1f} s",
+        highlight=False,
+    )
+
+
+def _per_second(found: dict[str, float]) -> str:
+    return f"{found['per_second']:.0f}"
+
+
+def _of_floor(found: dict[str, float]) -> str:
+    return f"{found['of_products']:.2f}"
+
+
+if __name__ == "__main__":
+    main()

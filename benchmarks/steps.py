@@ -1,0 +1,141 @@
+"""Training steps and evaluation of a batch: ours, a plain loop, and the matrix products alone."""
+
+import functools
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+
+from benchmarks import plain, timing
+from nem_lightning import cli  # noqa: F401  (the configs' resolvers)
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run: a model of conf/model on Shapes of this size."""
+
+    model: str = "rnn_em"
+    batch: int = 64
+    components: int = 3
+    steps: int = 10
+    size: int = 28
+
+
+def our_module(case: Case) -> torch.nn.Module:
+    """As ``train.py`` builds it."""
+    overrides = [f"model={case.model}", f"data.size={case.size}"]
+    overrides += [f"model.num_components={case.components}", f"model.num_steps={case.steps}"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return instantiate(compose("train", overrides=overrides).model)
+
+
+def _compiled(module: torch.nn.Module) -> torch.nn.Module:
+    """One step and its loss are compiled, not the whole unroll, which would recompile for each T."""
+    module.em.step = torch.compile(module.em.step)
+    module.loss.of_step = torch.compile(module.loss.of_step)
+    return module
+
+
+def _training_step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    def step() -> None:
+        total = loss()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def _images(case: Case, device: torch.device) -> torch.Tensor:
+    return (torch.rand(case.batch, 1, case.size, case.size, device=device) < 0.3).float()
+
+
+def _our_training_step(module: torch.nn.Module, image: torch.Tensor) -> Callable[[], None]:
+    noise = torch.Generator(image.device).manual_seed(0)
+
+    def loss() -> torch.Tensor:
+        return module.training_loss(image, module.corruption(image, noise), noise).total
+
+    return _training_step(module.optimizer(module.parameters()), loss)
+
+
+def functions(case: Case, device: torch.device, training: bool, compiled: bool) -> dict[str, Callable[[], object]]:
+    """What to time, by name; each call handles a batch. ``products`` is the floor: one weight-gradient product
+    for all steps."""
+    torch.manual_seed(0)
+    image = _images(case, device)
+    flat = image.flatten(2)
+    rows, pixels = case.batch * case.components, case.size**2
+    found: dict[str, Callable[[], object]] = {}
+    for suffix in ["", " compiled"] if compiled else [""]:
+        module = our_module(case).to(device)
+        units = module.em.m_step.state_size
+        reference = plain.MODELS[case.model](pixels, units).to(device)
+        step = torch.compile(plain.em_step) if suffix else plain.em_step
+        module = _compiled(module) if suffix else module
+
+        def theirs(reference=reference, step=step) -> torch.Tensor:
+            flips = (torch.rand_like(flat) < 0.1).float()
+            return plain.run(reference, flat, (flat - flips).abs(), case.components, case.steps, step)
+
+        if training:
+            found[f"ours{suffix}"] = _our_training_step(module, image)
+            adam = torch.optim.Adam(reference.parameters(), lr=1e-3)
+            found[f"plain loop{suffix}"] = _training_step(adam, theirs)
+        else:
+            found[f"ours{suffix}"] = functools.partial(_without_gradients, lambda module=module: module(image))
+            found[f"plain loop{suffix}"] = functools.partial(_without_gradients, theirs)
+    products = plain.Products(case.model, rows, pixels, units, case.steps, device)
+    if training:
+        found["products"] = lambda: (products.forward(), products.backward(at_once=True))
+        found["products step by step"] = lambda: (products.forward(), products.backward(at_once=False))
+    else:
+        found["products"] = products.forward
+    return found
+
+
+def _without_gradients(function: Callable[[], object]) -> object:
+    with torch.no_grad():
+        return function()
+
+
+def measure(case: Case, device: torch.device, rounds: int, training: bool, compiled: bool) -> dict:
+    """Examples a second of each function, and the share of the floor."""
+    times = timing.in_turns(functions(case, device, training, compiled), rounds, device)
+    return timing.summary(times, case.batch, "products")
+
+
+def peak_memory(case: Case, device: torch.device, threads: int) -> float:
+    """MiB that three training steps take beyond what the program and PyTorch do, in a process of its own. On a CPU
+    it is read from Linux."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_memory, (case, device, threads))
+
+
+def _peak_memory(case: Case, device: torch.device, threads: int) -> float:
+    torch.set_num_threads(threads)
+    step = _our_training_step(our_module(case).to(device), _images(case, device))
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _resident("VmRSS")
+    for _ in range(3):
+        step()
+    after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+    return (after - before) / 2**20
+
+
+def _resident(which: str) -> int:
+    """Bytes: VmRSS now, VmHWM at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))

@@ -1,0 +1,166 @@
+"""The page, and the table beside it."""
+
+import base64
+import csv
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+import nem_lightning
+from nem_lightning.files import atomic_file
+from nem_lightning.report import charts
+from nem_lightning.report.runs import Run, find
+from nem_lightning.report.sweep import ABSENT, Configuration, Sweep, best_first, shown
+
+PICTURES = {"gallery.png": "Gallery", "groupings.png": "Grouping by EM step"}
+PICTURE_WIDTH = 1400
+SMALL_PICTURE_BYTES = 60_000
+PICTURE_BYTES = 6_000_000  # of all pictures together
+MODELS = {"RecurrentMStep": "RNN-EM", "GradientMStep": "N-EM"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A score of the tables: its name in ``scores.json``, heading, group of headings, and decimals."""
+
+    name: str
+    heading: str
+    group: str
+    decimals: int
+
+    def text(self, value: float) -> str:
+        return "" if math.isnan(value) else f"{value:z.{self.decimals}f}"
+
+
+COLUMNS = (
+    Column("ami_max", "AMI (max)", "Test, after the last EM step", 3),
+    Column("ami_arithmetic", "AMI (arithmetic)", "Test, after the last EM step", 3),
+    Column("ari", "ARI", "Test, after the last EM step", 3),
+    Column("reconstruction_error", "reconstruction error", "Test, after the last EM step", 4),
+    Column("best_score", "best reconstruction error", "Validation", 4),
+    Column("epochs", "epochs", "Training", 1),
+)
+
+
+def write(folders: Sequence[Path], output: Path) -> Path:
+    """Write the page, and beside it a table of the runs with the ending ``.csv``, whose path it returns.
+
+    Raises:
+        InputError: a folder is not there, there is no run in any, or the page cannot be written.
+    """
+    sweep = Sweep(find(folders))
+    page, table = render(sweep, " + ".join(folder.resolve().name for folder in folders)), to_csv(sweep)
+    beside = output.with_suffix(".csv")
+    for path, text in ((output, page), (beside, table)):
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return beside
+
+
+def render(sweep: Sweep, title: str) -> str:
+    """The page. Whatever comes from files is escaped."""
+    looks = charts.Looks.of(sweep)
+    pictures = _pictures(sweep)  # before the problems are listed: it may find more
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = lambda value, key: shown(key, value)
+    environment.tests["number"] = math.isfinite
+    return environment.get_template("page.html").render(
+        sweep=sweep,
+        title=title,
+        written=datetime.now().astimezone(),
+        version=nem_lightning.__version__,
+        data=_classes(sweep, "data._target_"),
+        models=_classes(sweep, "model.em.m_step._target_"),
+        columns=COLUMNS,
+        looks=looks,
+        look_of=dict(zip(looks.drawn, looks.lines, strict=True)).get,
+        attention=[run for run in sweep.runs if run.error or run.problems],
+        curves=charts.curves(looks),
+        steps=charts.by_setting(sweep) + charts.by_step(looks),
+        pictures=pictures,
+        parent=Path(os.path.commonpath([run.folder.resolve().parent for run in sweep.runs])),
+        absent=ABSENT,
+    )
+
+
+def to_csv(sweep: Sweep) -> str:
+    """A row a run: where it is, how it went, the settings that differ, and its test scores after the last step."""
+    scores = list(dict.fromkeys(name for run in sweep.runs if run.by_step for name in run.by_step[-1]))
+    settings = [setting.key for setting in sweep.settings]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        ["folder", "status", "problem", "seed", *settings, "epochs", "best_score", *(f"test/{name}" for name in scores)]
+    )
+    for run in sweep.runs:
+        known = [run.settings.get(key, "") for key in ("seed", *settings)]
+        numbers = [run.score(name) for name in ("epochs", "best_score", *scores)]
+        problem = "; ".join(filter(None, [run.error, *run.problems]))
+        writer.writerow([run.folder, run.status, problem, *known, *("" if math.isnan(n) else n for n in numbers)])
+    return file.getvalue()
+
+
+def _classes(sweep: Sweep, key: str) -> str:
+    names = (shown(key, run.settings[key]) for run in sweep.runs if key in run.settings)
+    return " and ".join(dict.fromkeys(MODELS.get(name, name.removesuffix("DataModule")) for name in names))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Of the best finished run of a configuration: what each shows, and the picture as a ``data:`` URL."""
+
+    configuration: Configuration
+    run: Run
+    urls: dict[str, str]
+
+
+def _pictures(sweep: Sweep) -> list[Pictures]:
+    """Of the best configurations, in their order, as many as the page can carry."""
+    size, found = 0, {}
+    for one in best_first(sweep.configurations):
+        run = one.best_run
+        urls = _picture_urls(run) if run is not None else {}
+        size += sum(map(len, urls.values()))
+        if size > PICTURE_BYTES:
+            break
+        if urls:
+            found[one] = Pictures(one, run, urls)
+    return [found[one] for one in sweep.configurations if one in found]
+
+
+def _picture_urls(run: Run) -> dict[str, str]:
+    urls = {}
+    for name, what in PICTURES.items():
+        if (run.folder / name).exists():
+            try:
+                urls[what] = _data_url(run.folder / name)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all that pillow raises
+                run.problems.append(f"{name}: is not a picture, or cut short")
+    return urls
+
+
+def _data_url(path: Path) -> str:
+    """A small PNG as it is, another picture as WebP of at most ``PICTURE_WIDTH``."""
+    with Image.open(path) as image:
+        image.load()
+    if image.format == "PNG" and path.stat().st_size <= SMALL_PICTURE_BYTES:
+        kind, content = "png", path.read_bytes()
+    else:
+        picture, file = image.convert("RGB"), io.BytesIO()
+        picture.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
+        picture.save(file, "WEBP", quality=82)
+        kind, content = "webp", file.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,219 @@
+"""What differs between runs, and means over seeds."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from nem_lightning.report.runs import Run
+
+IGNORED = (  # where a run is and what it shows, not what it computes
+    "paths.*",
+    "logger.*",
+    "ckpt_path",  # a run that goes on from a checkpoint ends as an undisturbed one
+    "callbacks.*.dirpath",
+    "callbacks.*.path",
+    "callbacks.progress_bar.*",
+    "callbacks.log_groupings.*",
+    "trainer.accelerator",
+    "trainer.default_root_dir",
+    "trainer.log_every_n_steps",
+    "data.data_dir",
+    "data.cache_dir",
+    "data.devkit",
+    "data.download",
+    "model.em.m_step.image_shape",  # follows from the data
+)
+ABSENT = "absent"
+"""The value of a setting that a run does not have."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1) of a score over seeds; NaN where there are too few."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        mean = float(np.mean(values)) if len(values) else math.nan
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        return cls(mean, deviation, len(values))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that differs between the runs.
+
+    Attributes:
+        key: dotted.
+        name: short.
+        values: in order.
+        followers: other settings that each value of this one determines (a class and its arguments), and their
+            values, in the order of this one's.
+    """
+
+    key: str
+    name: str
+    values: list[Any]
+    followers: dict[str, list[Any]]
+
+    @property
+    def numeric(self) -> bool:
+        """Whether all values are finite numbers."""
+        return all(_order(value)[0] == 0 and math.isfinite(value) for value in self.values)
+
+
+@dataclass(eq=False)
+class Configuration:
+    """Runs that differ in nothing but their seed, one a seed.
+
+    Attributes:
+        label: names and values of what differs from other configurations.
+        values: by key, of what differs from other configurations.
+        runs: finished or not.
+    """
+
+    label: str
+    values: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.status == "finished"]
+
+    @property
+    def best_run(self) -> Run | None:
+        """The finished run with the highest test AMI (max)."""
+        return max(self.finished, key=lambda run: _or_lowest(run.score("ami_max")), default=None)
+
+    def spread(self, score: str) -> Spread:
+        """Of a score of :meth:`~nem_lightning.report.runs.Run.score`, over the finished runs."""
+        return Spread.of([run.score(score) for run in self.finished])
+
+
+class Sweep:
+    """Runs, by configuration.
+
+    Attributes:
+        runs: all of them.
+        settings: those that differ.
+        common: those that all runs share, by dotted key.
+        configurations: in the order of their settings.
+        repeated: runs that do not count, since another one has the same settings and seed.
+    """
+
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = runs
+        known = [run.settings for run in runs if run.settings]
+        keys = [key for key in dict.fromkeys(key for settings in known for key in settings) if _counts(key, known)]
+        values = {key: [settings.get(key, ABSENT) for settings in known] for key in keys}
+        different = {key: column for key, column in values.items() if len(set(map(_order, column))) > 1}
+        self.common = {key: column[0] for key, column in values.items() if key not in different}
+        self.settings = _differing(different)
+        self.configurations, self.repeated = self._group()
+
+    def _group(self) -> tuple[list[Configuration], list[Run]]:
+        groups: dict[tuple, dict[Any, list[Run]]] = defaultdict(lambda: defaultdict(list))
+        for run in self.runs:
+            if run.settings:
+                where = tuple(_order(run.settings.get(setting.key, ABSENT)) for setting in self.settings)
+                groups[where][run.seed].append(run)
+        configurations, repeated = [], []
+        for _, seeds in sorted(groups.items()):
+            chosen = [max(reversed(runs), key=_standing) for runs in seeds.values()]  # the last of equals
+            repeated += [run for runs in seeds.values() for run in runs if run not in chosen]
+            values = {s.key: chosen[0].settings.get(s.key, ABSENT) for s in self.settings}
+            named = [f"{setting.name}={shown(setting.key, values[setting.key])}" for setting in self.settings]
+            configurations.append(Configuration(", ".join(named) or "all runs", values, chosen))
+        return configurations, repeated
+
+    @property
+    def statuses(self) -> Counter:
+        """How many runs are finished, failed, unfinished, unreadable."""
+        return Counter(run.status for run in self.runs)
+
+    @property
+    def best(self) -> Configuration | None:
+        """The configuration with the highest mean test AMI (max); None where no run is finished."""
+        scored = [one for one in self.configurations if math.isfinite(one.spread("ami_max").mean)]
+        return max(scored, key=lambda one: one.spread("ami_max").mean, default=None)
+
+
+def best_first(configurations: Iterable[Configuration]) -> list[Configuration]:
+    """By mean test AMI (max); those without one last."""
+    return sorted(configurations, key=lambda one: -_or_lowest(one.spread("ami_max").mean))
+
+
+def shown(key: str, value: Any) -> str:
+    """A setting's value as it is typed on the command line, to four digits; of a class, its name."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
+
+
+def _counts(key: str, known: list[dict[str, Any]]) -> bool:
+    if key == "seed" or any(fnmatchcase(key, pattern) for pattern in IGNORED):
+        return False
+    return not (key.endswith(".seed") and all(settings.get(key) == settings.get("seed") for settings in known))
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Sorts numbers by size, before all else; true is not 1."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return 0, float(value), ""
+    return 1, 0.0, f"{type(value).__name__} {value}"
+
+
+def _standing(run: Run) -> int:
+    return ("unreadable", "failed", "unfinished", "finished").index(run.status)
+
+
+def _or_lowest(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
+
+
+def _differing(columns: dict[str, list[Any]]) -> list[Setting]:
+    """Classes first: what a class determines (its arguments, defaults that come with it) follows from it."""
+    followers: dict[str, list[str]] = {}
+    for key in sorted(columns, key=lambda key: (not key.endswith("_target_"), key.count("."))):
+        leader = next((one for one in followers if one.endswith("_target_") and _determines(columns, one, key)), None)
+        if leader is None:
+            followers[key] = []
+        else:
+            followers[leader].append(key)
+    names = _short_names(followers)
+    settings = []
+    for key in (key for key in columns if key in followers):
+        first = {_order(value): row for row, value in reversed(list(enumerate(columns[key])))}
+        rows = [first[order] for order in sorted(first)]
+        following = {other: [columns[other][row] for row in rows] for other in followers[key]}
+        settings.append(Setting(key, names[key], [columns[key][row] for row in rows], following))
+    return settings
+
+
+def _determines(columns: dict[str, list[Any]], leader: str, key: str) -> bool:
+    pairs = set(zip(map(_order, columns[leader]), map(_order, columns[key]), strict=True))
+    return len(pairs) == len({value for value, _ in pairs})
+
+
+def _short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The end of each dotted key, as long as it must be to be told from the others."""
+    parts = {key: key.removesuffix("._target_").split(".") for key in keys}
+    names = {}
+    for key, own in parts.items():
+        others = [other for name, other in parts.items() if name != key]
+        lengths = range(1, len(own) + 1)
+        length = next((n for n in lengths if all(other[-n:] != own[-n:] for other in others)), len(own))
+        names[key] = ".".join(own[-length:])
+    return names

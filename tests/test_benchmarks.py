@@ -1,0 +1,62 @@
+"""The benchmark runs, and what it compares does the same work. Nothing here asserts a time."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import plain, speed, steps
+
+
+@pytest.mark.parametrize("model", ["rnn_em", "nem"])
+def test_the_plain_loop_is_ours(model):
+    torch.manual_seed(0)
+    case = steps.Case(model, batch=3, components=2, steps=2, size=12)
+    module = steps.our_module(case)
+    units = module.em.m_step.state_size
+    reference = plain.MODELS[model](144, units)
+    with torch.no_grad():
+        for theirs, ours in zip(reference.parameters(), module.em.parameters(), strict=True):
+            theirs.copy_(ours)
+    image = torch.rand(3, 1, 12, 12).round()
+    iterate = module.em.start(image, 2)
+    values = iterate.state, iterate.mean.flatten(2), iterate.responsibilities.flatten(2)
+    for _ in range(2):
+        iterate = module.em.step(iterate, image, image)
+        *values, loss = plain.em_step(reference, image.flatten(2), image.flatten(2), *values)
+        assert torch.allclose(values[1], iterate.mean.flatten(2), atol=1e-5)
+        assert torch.allclose(values[2], iterate.responsibilities.flatten(2), atol=1e-5)
+        assert torch.allclose(loss, module.loss.of_step(image, iterate).total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["rnn_em", "nem"])
+def test_the_floor_is_the_products_of_a_training_step(model):
+    """As many multiplications as the plain loop's, forward and backward, which PyTorch counts."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    case = steps.Case(model, batch=3, components=2, steps=4, size=12)
+    found = steps.functions(case, torch.device("cpu"), training=True, compiled=False)
+    counts = {}
+    for name in ("plain loop", "products", "products step by step"):
+        with FlopCounterMode(display=False) as counter:
+            found[name]()
+        counts[name] = counter.get_total_flops()
+    one_step = counts["products"] / case.steps
+    assert counts["products"] == counts["products step by step"]
+    assert counts["products"] - one_step < counts["plain loop"] <= counts["products"]  # less at the first step
+
+
+def test_every_part_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["speed", "--quick", "--out", str(tmp_path)])
+    speed.main()
+    result = json.loads((tmp_path / "speed.json").read_text())
+    for kind in ("training", "evaluation"):
+        for model in ("rnn_em", "nem"):
+            assert {"ours", "plain loop", "products"} <= result[kind][model].keys()
+            assert result[kind][model]["products"]["of_products"] == 1
+    assert [row["value"] for row in result["growth"]["steps"]] == [1, 2]
+    assert all(row["memory"] > 0 for row in result["growth"]["steps"])
+    assert result["scores"]["difference"] < 1e-9
+    assert result["start_up"]["first step"] > result["start_up"]["help"] > 0
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+    assert "of floor" in capsys.readouterr().out

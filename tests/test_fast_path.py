@@ -1,0 +1,291 @@
+"""The fast path against the loop, which defines what it computes."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_em import authors_model
+from tiny import TinyImages, tiny_module, tiny_trainer
+from torch import nn
+
+from nem_lightning import fast_path
+from nem_lightning.em import NeuralEM
+from nem_lightning.fast_path import FastPath, TrainingLoss
+from nem_lightning.likelihoods import Bernoulli, Gaussian
+from nem_lightning.losses import NeuralEMLoss
+from nem_lightning.m_steps import GradientMStep, RecurrentMStep
+from nem_lightning.scores import reconstruction_error
+
+SHAPE = (1, 4, 5)
+
+
+def model(layer_norm=True, activation="sigmoid", scale=1.0, dtype=torch.float64, **arguments) -> NeuralEM:
+    em = NeuralEM(RecurrentMStep(SHAPE, 6, activation, layer_norm), Bernoulli(), **arguments).to(dtype)
+    with torch.no_grad():
+        for parameter in em.parameters():
+            parameter.add_(torch.randn_like(parameter) * scale)
+    return em
+
+
+def binary(*shape: int, dtype=torch.float64) -> torch.Tensor:
+    return torch.rand(*shape).round().to(dtype)
+
+
+def by_the_loop(em, loss, image, corrupted, *, num_components, num_steps, generator) -> TrainingLoss:
+    sizes = {"num_components": num_components, "num_steps": num_steps}
+    trajectory = em(image, corrupted, **sizes, generator=generator)
+    total, last = loss(image, trajectory)
+    return TrainingLoss(total, last, reconstruction_error(image, trajectory[-1]))
+
+
+def assert_same(em, loss, image, corrupted, sizes, tolerance: float, path: FastPath | None = None) -> None:
+    path = path or FastPath()
+    assert path.applies(em, loss, image)
+    values, gradients = values_and_gradients(by_the_loop, em, loss, image, corrupted, sizes)
+    fast_values, fast_gradients = values_and_gradients(path, em, loss, image, corrupted, sizes)
+    assert torch.allclose(values, fast_values, rtol=tolerance, atol=tolerance)
+    largest = max(gradient.abs().max() for gradient in gradients)
+    for gradient, fast in zip(gradients, fast_gradients, strict=True):
+        assert (gradient - fast).abs().max() <= 10 * tolerance * max(largest, 1)
+
+
+def values_and_gradients(compute, em, loss, image, corrupted, sizes) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    em.zero_grad()
+    result = compute(em, loss, image, corrupted, **sizes, generator=torch.Generator().manual_seed(7))
+    (3 * result.total).backward()
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in em.parameters()]
+    return torch.stack([result.total, *result.last, result.reconstruction_error]).detach(), gradients
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    batch=st.integers(1, 3),
+    components=st.integers(1, 4),
+    steps=st.integers(1, 4),
+    activation=st.sampled_from(["sigmoid", "tanh"]),
+    layer_norm=st.booleans(),
+    scale=st.sampled_from([0.1, 1.0, 4.0]),
+    smoothing=st.sampled_from([1e-20, 1e-6, 0.1]),
+    initial_mean=st.floats(-1, 1),
+    differentiate=st.booleans(),
+    weights=st.one_of(
+        st.sampled_from(["last", "all"]), st.lists(st.sampled_from([0.0, 0.3, 2.0]), min_size=4, max_size=4)
+    ),
+)
+@example(2, 3, 2, 4, "tanh", True, 4.0, 1e-20, 0.2734375, True, "last")  # logits beyond 20
+@settings(max_examples=200)
+def test_it_is_the_loop(
+    seed, batch, components, steps, activation, layer_norm, scale, smoothing, initial_mean, differentiate, weights
+):
+    torch.manual_seed(seed)
+    em = model(
+        layer_norm,
+        activation,
+        scale,
+        smoothing=smoothing,
+        initial_mean=initial_mean,
+        differentiate_responsibilities=differentiate,
+    )
+    if not isinstance(weights, str):
+        weights = weights[:steps] if any(weights[:steps]) else "last"
+    loss = NeuralEMLoss(Bernoulli(), step_weights=weights)
+    sizes = {"num_components": components, "num_steps": steps}
+    corrupted = torch.rand(batch, *SHAPE, dtype=torch.float64)
+    assert_same(em, loss, binary(batch, *SHAPE), corrupted, sizes, 1e-9)
+
+
+@pytest.mark.parametrize("differentiate", [True, False])
+def test_it_is_the_loop_at_its_real_size_in_single_precision(differentiate):
+    torch.manual_seed(0)
+    em = NeuralEM(RecurrentMStep((1, 28, 28), layer_norm=True), Bernoulli())
+    em.differentiate_responsibilities = differentiate
+    image = binary(8, 1, 28, 28, dtype=torch.float32)
+    sizes = {"num_components": 3, "num_steps": 10}
+    assert_same(em, NeuralEMLoss(Bernoulli(), step_weights="all"), image, None, sizes, 1e-5)
+
+
+def test_it_reproduces_the_authors_trace(monkeypatch):
+    """The loss of their last step, and its gradients, of which the trace keeps one entry in 97."""
+    trace = np.load(ROOT / "tests" / "reference" / "rnn_em.npz")
+    em, gradients = authors_model("rnn_em", trace)
+    image, gamma = (torch.tensor(trace[key], dtype=torch.float64).movedim(-1, -3) for key in ("image", "gamma0"))
+    monkeypatch.setattr(fast_path, "first_responsibilities", lambda *arguments: gamma)
+    loss, path = NeuralEMLoss(Bernoulli()), FastPath()
+    assert path.applies(em, loss, image)
+    result = path(em, loss, image, num_components=3, num_steps=10)
+    result.total.backward()
+    for name, value in zip(("total_loss", "intra_loss", "inter_loss"), result.last, strict=True):
+        assert math.isclose(value.item(), trace[name][-1], rel_tol=1e-6)
+    for name, gradient in gradients.items():
+        expected = torch.tensor(np.asarray(trace[f"grad/{name}"]), dtype=torch.float64).flatten()
+        assert (gradient().flatten()[::97] - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+
+
+@pytest.mark.parametrize("weights", ["last", "all", [0.0, 1.0, 0.0]])
+def test_its_gradients_agree_with_finite_differences(weights):
+    torch.manual_seed(0)
+    em, loss, image = model(scale=0.3), NeuralEMLoss(Bernoulli(), step_weights=weights), binary(2, *SHAPE)
+    path = FastPath()
+    names, parameters = zip(*em.named_parameters(), strict=True)
+
+    def objective(*values: torch.Tensor) -> torch.Tensor:
+        changed = copy.deepcopy(em)
+        for name, value in zip(names, values, strict=True):
+            module, _, last = name.rpartition(".")
+            del changed.get_submodule(module)._parameters[last]
+            changed.get_submodule(module)._parameters[last] = value
+        generator = torch.Generator().manual_seed(2)
+        return path(changed, loss, image, num_components=2, num_steps=3, generator=generator).total
+
+    assert torch.autograd.gradcheck(objective, parameters, atol=1e-6)
+
+
+def test_images_of_another_number_may_follow():
+    torch.manual_seed(0)
+    em, loss, path = model(), NeuralEMLoss(Bernoulli(), step_weights="all"), FastPath()
+    sizes = {"num_components": 3, "num_steps": 3}
+    for batch in (3, 1, 3):
+        assert_same(em, loss, binary(batch, *SHAPE), None, sizes, 1e-9, path)
+
+
+def test_a_second_batch_leaves_the_first_ones_gradients_alone():
+    torch.manual_seed(0)
+    em, loss, path = model(), NeuralEMLoss(Bernoulli()), FastPath()
+    one, other = binary(2, *SHAPE), binary(2, *SHAPE)
+    sizes = {"num_components": 2, "num_steps": 3}
+
+    def losses(*images: torch.Tensor) -> list[torch.Tensor]:
+        return [path(em, loss, image, **sizes, generator=torch.Generator().manual_seed(1)).total for image in images]
+
+    (first,) = losses(one)
+    expected = torch.autograd.grad(first, list(em.parameters()))
+    first, _ = losses(one, other)
+    assert all(map(torch.equal, expected, torch.autograd.grad(first, list(em.parameters()))))
+
+
+def test_a_copy_has_memory_of_its_own():
+    em, path, sizes = model(), FastPath(), {"num_components": 2, "num_steps": 2}
+    path(em, NeuralEMLoss(Bernoulli()), binary(2, *SHAPE), **sizes)
+    for other in (copy.deepcopy(path), pickle.loads(pickle.dumps(path))):
+        assert path._unrolled is not None and other._unrolled is None
+
+
+def test_frozen_weights_get_no_gradient():
+    em = model()
+    em.m_step.decoder.requires_grad_(False)
+    path = FastPath()
+    path(em, NeuralEMLoss(Bernoulli()), binary(2, *SHAPE), num_components=2, num_steps=2).total.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in em.parameters())
+
+
+@pytest.mark.parametrize("far", [200.0, -200.0])
+def test_logits_far_out_give_finite_gradients(far):
+    em = model(dtype=torch.float32)
+    em.m_step.decoder[0].bias.data.fill_(far)
+    image = binary(2, *SHAPE, dtype=torch.float32)
+    assert_same(
+        em, NeuralEMLoss(Bernoulli(), step_weights="all"), image, None, {"num_components": 3, "num_steps": 3}, 1e-4
+    )
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+def change(kind: str):
+    """A model, loss and image that the fast path is not written for, in one respect."""
+    em, loss, image = model(), NeuralEMLoss(Bernoulli()), binary(2, *SHAPE)
+    match kind:
+        case "N-EM":
+            em.m_step = GradientMStep(SHAPE, 6).double()
+        case "activation":
+            em.m_step.activation = "relu"
+        case "encoder":
+            em.m_step.encoder = nn.Sequential(nn.Flatten(), nn.Identity())
+        case "decoder":
+            em.m_step.decoder[0] = OwnLinear(6, 20).double()
+        case "norm":
+            em.m_step.norm = nn.RMSNorm(6).double()
+        case "norm without weights":
+            em.m_step.norm = nn.LayerNorm(6, elementwise_affine=False)
+        case "no bias":
+            em.m_step.input_layer = nn.Linear(20, 6, bias=False).double()
+        case "step":
+            em.step = lambda *arguments: None
+        case "of_step":
+            loss.of_step = lambda *arguments: None
+        case "hook":
+            em.m_step.decoder.register_forward_hook(lambda *arguments: None)
+        case "compiled":
+            em.m_step.compile()
+        case "likelihood":
+            em.likelihood = Gaussian()
+        case "loss likelihood":
+            loss.likelihood = Gaussian()
+        case "prior":
+            loss.prior = 0.1
+        case "prior weight":
+            loss.prior_weight = 0.5
+        case "smoothing":
+            em.smoothing = 0.0
+        case "grey image":
+            image = image / 2
+        case "single precision image":
+            image = image.float()
+        case "other image size":
+            image = binary(2, 1, 5, 4)
+    return em, loss, image
+
+
+KINDS = [
+    "N-EM",
+    "activation",
+    "encoder",
+    "decoder",
+    "norm",
+    "norm without weights",
+    "no bias",
+    "step",
+    "of_step",
+    "hook",
+    "compiled",
+    "likelihood",
+    "loss likelihood",
+    "prior",
+    "prior weight",
+]
+KINDS += ["smoothing", "grey image", "single precision image", "other image size"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_leaves_other_cases_to_the_loop(kind):
+    assert FastPath.applies(*change("nothing"))
+    assert not FastPath.applies(*change(kind))
+
+
+def test_it_leaves_no_grad_and_autocast_to_the_loop():
+    case = change("nothing")
+    with torch.no_grad():
+        assert not FastPath.applies(*case)
+    with torch.autocast("cpu"):
+        assert not FastPath.applies(*case)
+
+
+def test_training_takes_it_and_ends_as_by_the_loop(tmp_path, monkeypatch):
+    ended, calls = [], []
+    original = FastPath.__call__
+    monkeypatch.setattr(FastPath, "__call__", lambda *a, **k: calls.append(1) or original(*a, **k))
+    for path in ("fast", "loop"):
+        module = tiny_module()
+        if path == "loop":
+            monkeypatch.setattr(FastPath, "applies", lambda *arguments: False)
+        tiny_trainer(tmp_path / path, enable_checkpointing=False).fit(module, TinyImages())
+        ended.append(module.em.state_dict())
+    assert len(calls) == 5
+    assert all(torch.allclose(ended[0][name], ended[1][name], atol=1e-5) for name in ended[0])

@@ -1,0 +1,233 @@
+"""Sweeps as jobs: on a real SLURM of one node, and beside each other on one machine."""
+
+import contextlib
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, missing
+from slurm_cluster import CannotStart, slurm_cluster
+
+FEW = ["trainer=cpu", "trainer.limit_val_batches=2", "trainer.limit_test_batches=1", "trainer.log_every_n_steps=1"]
+JOBS = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
+SMALL = [*FEW, "data.size=12", "data.num_objects=1", "model.num_steps=2", "model.em.m_step.hidden_size=10"]
+SWEEP = "sweep"
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """The environment of a SLURM cluster."""
+    with contextlib.ExitStack() as stack:
+        try:
+            environment = stack.enter_context(slurm_cluster())
+        except CannotStart as error:
+            missing(f"SLURM cannot be started: {error}")
+        yield environment
+
+
+@pytest.fixture
+def start(tmp_path, data_dir):
+    """Start train.py as a sweep of jobs, logging to a file."""
+
+    def process(environment: dict[str, str], *arguments: str) -> subprocess.Popen:
+        own = {"NEM_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+        command = [sys.executable, str(ROOT / "train.py"), "-m", f"hydra.sweep.dir={SWEEP}", *arguments]
+        with open(tmp_path / "printed", "w") as log:
+            return subprocess.Popen(
+                command, cwd=tmp_path, env={**os.environ, **own, **environment}, stdout=log, stderr=log
+            )
+
+    return process
+
+
+def finished(process: subprocess.Popen, folder: Path) -> str:
+    """What it printed; it must end well."""
+    process.wait(timeout=300)
+    printed = (folder / "printed").read_text()
+    logs = "".join(path.read_text()[-3000:] for path in (folder / SWEEP).glob(".submitit/*/*.err"))
+    assert process.returncode == 0, printed + logs
+    return printed
+
+
+def runs_of(sweep: Path) -> list[Path]:
+    return sorted(path for path in sweep.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def assert_a_whole_sweep(sweep: Path, names: list[str]) -> None:
+    """Each run has its folder, configuration, checkpoint, scores and W&B run, all in one group."""
+    runs = runs_of(sweep)
+    assert [run.name for run in runs] == names
+    ids = set()
+    for run in runs:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["logger"]["wandb"]["group"] == sweep.name and config["logger"]["wandb"]["name"] == run.name
+        assert f"seed-{config['seed']}" in run.name
+        assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 5
+        assert len(yaml.safe_load((run / "scores.json").read_text())["by_step"]) == config["model"]["num_steps"]
+        (recorded,) = run.glob("wandb/offline-run-*/run-*.wandb")
+        assert sweep.name.encode() in recorded.read_bytes()
+        ids.add(recorded.stem)
+    assert len(ids) == len(runs)
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "submitit_local"])
+def test_a_sweep_of_jobs(request, start, tmp_path, launcher):
+    environment = request.getfixturevalue("slurm") if launcher == "slurm" else {}
+    jobs = JOBS if launcher == "slurm" else ["hydra/launcher=submitit_local"]
+    process = start(environment, *jobs, "experiment=smoke", *FEW, "seed=0,1", "model.num_steps=1,2")
+    printed = finished(process, tmp_path)
+    names = [f"num_steps-{steps}_seed-{seed}" for steps in (1, 2) for seed in (0, 1)]
+    assert_a_whole_sweep(tmp_path / SWEEP, names)
+    assert "4 of 4 runs finished." in printed
+    if launcher == "slurm":
+        (script,) = (tmp_path / SWEEP).glob(".submitit/*/*_submission.sh")
+        for line in ("--array=0-3%4", "--ntasks-per-node=1", "--requeue", "--signal=USR2@120", "--time=240"):
+            assert f"#SBATCH {line}\n" in script.read_text()
+        assert "gpus" not in script.read_text()
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "submitit_local"])
+def test_a_run_of_several_processes_in_a_sweep(request, start, tmp_path, launcher):
+    environment = request.getfixturevalue("slurm") if launcher == "slurm" else {}
+    jobs = JOBS if launcher == "slurm" else ["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=1"]
+    processes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "hydra.launcher.gpus_per_node=null"]
+    process = start(environment, *jobs, "experiment=smoke", *FEW[1:], *processes, "seed=0,1")
+    finished(process, tmp_path)
+    assert_a_whole_sweep(tmp_path / SWEEP, ["seed-0", "seed-1"])
+    logs = "".join(path.read_text() for path in (tmp_path / SWEEP).glob(".submitit/*/*_log.*"))
+    assert "MEMBER: 2/2" in logs
+
+
+def test_a_killed_run_ends_no_sweep(start, tmp_path):
+    own = {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "5"}
+    kill = "+callbacks.kill={_target_: callbacks_of_my_own.KillOneSeed, seed: 0}"
+    jobs = ["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=1"]
+    process = start(own, *jobs, *SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=2", kill, "seed=0,1")
+    process.wait(timeout=200)
+    printed = (tmp_path / "printed").read_text()
+    assert process.returncode == 1, printed
+    assert "was killed" in printed and "1 of 2 runs finished." in printed and "Traceback" not in printed
+    assert [run.name for run in runs_of(tmp_path / SWEEP) if (run / "scores.json").exists()] == ["seed-1"]
+    assert (tmp_path / SWEEP / "seed-1" / "gpus").read_text() == "5"  # as where the sweep was started
+
+
+def test_devices_must_be_a_number_in_a_sweep_of_jobs(start, tmp_path):
+    process = start({}, *JOBS, "trainer=ddp", "seed=0,1")
+    process.wait(timeout=100)
+    assert process.returncode == 1
+    assert "trainer.devices=auto: must be a number" in (tmp_path / "printed").read_text()
+
+
+def test_a_job_that_is_requeued_and_killed_ends_as_if_it_had_not_been(slurm, start, tmp_path):
+    """Preempted (scontrol requeue), told of its time limit (SIGUSR2), killed and submitted again."""
+    settings = [*SMALL, "trainer.max_epochs=60", "trainer.limit_train_batches=40", "seed=0"]
+    settings.append("callbacks.early_stopping.patience=1000")  # so that it is still training when it is stopped
+    scontrol = Scontrol({**os.environ, **slurm})
+    run = tmp_path / SWEEP / "seed-0"
+    finished(start({}, *settings), tmp_path)
+    undisturbed = run.rename(tmp_path / "undisturbed")
+
+    submitted = start(slurm, *JOBS, *settings)
+    epochs = epochs_when_past(run, 2)
+    job = scontrol.running_job()
+    scontrol("requeue", job)
+    scontrol.start_now(job)
+    interrupted = run / "checkpoints" / "interrupted.ckpt"
+    epochs = epochs_when_past(run, epochs + 3)
+    assert torch.load(interrupted, weights_only=True)["global_step"] > 0
+
+    subprocess.run(["scancel", "--signal=USR2", job], env=scontrol.environment, check=True)
+    scontrol.wait_until(job, "PENDING")
+    (log,) = (tmp_path / SWEEP).glob(".submitit/*/*_0_log.err")
+    scontrol.start_now(job)
+    epochs_when_past(run, epochs + 3)
+    assert "Requeued job" in log.read_text() + log.with_suffix(".out").read_text()
+
+    (step,) = [
+        pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and f"SLURM_JOB_ID={job}\0" in environ(pid)
+        and b"submitit.core._submit" in (pid / "cmdline").read_bytes() and b"srun" not in (pid / "cmdline").read_bytes()
+    ]  # fmt: skip
+    os.kill(int(step.name), signal.SIGKILL)
+    submitted.kill()
+    submitted.wait()
+    scontrol.wait_until(job, "FAILED")
+    finished(start(slurm, *JOBS, *settings), tmp_path)
+
+    for name in ("last", "best"):
+        one, other = (torch.load(of / "checkpoints" / f"{name}.ckpt", weights_only=True) for of in (run, undisturbed))
+        assert one["global_step"] == other["global_step"]
+        assert all(torch.equal(one["state_dict"][key], other["state_dict"][key]) for key in other["state_dict"])
+    one, other = (yaml.safe_load((of / "scores.json").read_text()) for of in (run, undisturbed))
+    assert one["by_step"] == other["by_step"] and one["best_score"] == other["best_score"]
+    assert runs_of(tmp_path / SWEEP) == [run]
+    ids = {path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")}
+    assert len(ids) == 1 and len(list(run.glob("wandb/offline-run-*"))) == 4  # four processes, one W&B run
+    firsts = [int(read_csv(run / "csv" / f"version_{i}")[0]["step"]) for i in range(4)]
+    assert firsts[0] == 0 and all(firsts[i] > firsts[i - 1] for i in (1, 2, 3))  # each went on
+
+
+def read_csv(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def environ(process: Path) -> str:
+    try:
+        return (process / "environ").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def epochs_when_past(run: Path, epochs: int) -> int:
+    """Wait until so many epochs are trained; how many are."""
+    deadline = time.monotonic() + 120
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            done = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
+            if done > epochs:
+                return done
+        assert time.monotonic() < deadline
+        assert not (run / "scores.json").exists()
+        time.sleep(0.1)
+
+
+class Scontrol:
+    """SLURM's jobs, looked at and changed."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def __call__(self, *arguments: str) -> str:
+        command = ["scontrol", *arguments]
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def running_job(self) -> str:
+        command = ["squeue", "-h", "-t", "RUNNING", "-o", "%A"]
+        (job,) = subprocess.run(
+            command, env=self.environment, check=True, capture_output=True, text=True
+        ).stdout.split()
+        return job
+
+    def wait_until(self, job: str, state: str) -> None:
+        deadline = time.monotonic() + 60
+        while (found := re.search(r"JobState=(\w+)", self("show", "job", job)))[1] != state:
+            assert time.monotonic() < deadline, found[0]
+            time.sleep(0.1)
+
+    def start_now(self, job: str) -> None:
+        """SLURM waits two minutes before it starts a requeued job again."""
+        self.wait_until(job, "PENDING")
+        deadline = time.monotonic() + 60
+        while "JobState=RUNNING" not in self("show", "job", job):
+            assert time.monotonic() < deadline
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self("update", f"JobId={job}", "StartTime=now")
+            time.sleep(0.5)

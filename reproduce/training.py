@@ -1,0 +1,211 @@
+"""Training through the command that users type, several runs at a time; what was stopped goes on."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from benchmarks.speed import machine
+from nem_lightning.files import atomic_file
+from nem_lightning.runs import CONFIG, RunFolder
+from reproduce.rows import ROOT, Row, settings
+from reproduce.scoring import device
+
+RECORD = "reproduce.json"
+"""In a run's folder: how long it was trained, and on what machine."""
+_SAVE_SECONDS = 30  # how often a run's time is noted
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed.
+
+    Attributes:
+        row: what is trained.
+        seed: of the run.
+        runs: the folder of all runs.
+        max_epochs: where to cut it short; None for as long as the row says.
+        extra: further overrides of ``train.py``.
+    """
+
+    row: Row
+    seed: int
+    runs: Path
+    max_epochs: int | None = None
+    extra: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}_seed{self.seed}"
+
+    @property
+    def planned_epochs(self) -> int:
+        """How many epochs the row has at most."""
+        return settings(self.row, self.extra).trainer.max_epochs
+
+    @property
+    def _cut(self) -> bool:
+        return self.max_epochs is not None and self.max_epochs < self.planned_epochs
+
+    @property
+    def folder(self) -> Path:
+        """One that is cut short has a folder of its own, as it is another run: where the learning rate decays, it
+        does so sooner."""
+        return self.runs / self.row.name / f"seed{self.seed}{f'_{self.max_epochs}epochs' if self._cut else ''}"
+
+    @property
+    def command(self) -> str:
+        """What a user types to train the same."""
+        return f"python train.py {shlex.join(self.arguments)}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of ``train.py``, but for where the run lies and its logger."""
+        cut = [f"trainer.max_epochs={self.max_epochs}"] if self._cut else []
+        return self.row.arguments(self.seed, [*self.extra, *cut])
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    @property
+    def is_finished(self) -> bool:
+        return RunFolder(self.folder).scores() is not None and self.best_checkpoint.is_file()
+
+
+def facts(run: Run) -> dict[str, object]:
+    """How a finished run was trained: epochs, why it stopped, seconds, machine, settings.
+
+    ``stop`` is "early stopping", "end of the schedule", or "cut short" where ``--max-epochs`` ended it.
+    """
+    config = yaml.safe_load((run.folder / CONFIG).read_text())
+    epochs, most, planned = (
+        RunFolder(run.folder).scores()["epochs"],
+        config["trainer"]["max_epochs"],
+        run.planned_epochs,
+    )
+    stop = "early stopping" if epochs < most else "cut short" if most < planned else "end of the schedule"
+    record = _record(run)
+    return {
+        "epochs": epochs,
+        "planned_epochs": planned,
+        "stop": stop,
+        "seconds": record.get("seconds"),
+        "trained_on": record.get("machine"),
+        "settings": _comparable(config),
+    }
+
+
+def _comparable(config: dict) -> dict:
+    """What the runs of one row have in common: no seeds, no places, no length."""
+    model = {name: value for name, value in config["model"].items() if name != "seed"}
+    data = {name: value for name, value in config["data"].items() if name not in ("seed", "data_dir")}
+    limits = {name: value for name, value in config["trainer"].items() if name.startswith("limit_")}
+    return {"model": model, "data": data, "trainer": limits}
+
+
+def _record(run: Run) -> dict:
+    try:
+        return json.loads((run.folder / RECORD).read_text())
+    except FileNotFoundError:  # trained by hand
+        return {}
+
+
+class _Started:
+    """A process of ``train.py``, and the seconds it has taken, earlier attempts included."""
+
+    def __init__(self, run: Run, threads: int) -> None:
+        self.run = run
+        self._before, self._start, self._noted = _record(run).get("seconds", 0.0), time.monotonic(), 0.0
+        self._machine = {**machine(device()), "cores": os.cpu_count(), "threads": threads}
+        arguments = [*run.arguments, f"hydra.run.dir={run.folder}", "logger=csv"]
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *arguments],
+                env={**os.environ, "OMP_NUM_THREADS": str(threads), "COLUMNS": "120"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us: we ask each run to save and stop, once
+            )
+
+    @property
+    def log(self) -> Path:
+        return self.run.folder.with_suffix(".log")
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    def note(self, now: bool = False) -> None:
+        """Write down how long it has been trained, from time to time."""
+        if now or self.seconds - self._noted > _SAVE_SECONDS:
+            self._noted = self.seconds
+            with atomic_file(self.run.folder / RECORD) as file:
+                file.write_text(json.dumps({"seconds": round(self.seconds, 1), "machine": self._machine}, indent=1))
+
+    def why(self) -> str:
+        """The last line that it printed."""
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else f"exit status {self.process.returncode}"
+
+
+def train(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> Iterator[tuple[Run, str | None]]:
+    """Train those that are not finished.
+
+    Where the caller stops in between, each process is asked to save and stop, and is waited for; the same runs go on
+    later.
+
+    Args:
+        runs: what to train, in this order.
+        jobs: how many at the same time; each has its share of the cores.
+        say: told of what is going on, a line at a time.
+
+    Yields:
+        Each run that has ended, and why it failed; None where it is finished.
+    """
+    waiting = [run for run in runs if not run.is_finished]
+    yield from ((run, None) for run in runs if run not in waiting)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    started: list[_Started] = []
+    try:
+        with _sigterm_as_interrupt():
+            while waiting or started:
+                while waiting and len(started) < jobs:
+                    started.append(_Started(waiting.pop(0), threads))
+                    say(f"{started[-1].run.name}: {started[-1].run.command}; its output: {started[-1].log}")
+                time.sleep(0.1)
+                for one in [one for one in started if one.process.poll() is not None]:
+                    started.remove(one)
+                    one.note(now=True)
+                    yield one.run, None if one.process.returncode == 0 and one.run.is_finished else one.why()
+                for one in started:
+                    one.note()
+    finally:
+        for one in started:
+            one.process.terminate()
+        for one in started:
+            say(f"{one.run.name}: is asked to save and stop; the same command goes on with it")
+            one.process.wait()
+            one.note(now=True)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nem_lightning import checkpoint
+from nem_lightning import checkpoint, cli
 from nem_lightning.datamodules import ShapesDataModule
 from nem_lightning.errors import InputError, require
 from nem_lightning.files import atomic_file
@@ -52,9 +52,10 @@ def evaluate(data: ShapesDataModule, results: Path, console: Console) -> bool:
     paths = sorted((results / "checkpoints").glob("*.ckpt"))
     require(bool(paths), f"{results / 'checkpoints'}: no checkpoints in it; python -m reproduce --ship puts them there")
     images = data.load("test")
-    table = Table("checkpoint", title="Shipped number, and number now", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="Shipped number, and below it the number now", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("checkpoint\n", no_wrap=True)
     for name in scoring.SCORES:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(cli.COLUMNS[name], justify="right")
     problems = []
     for path in paths:
         try:
@@ -68,7 +69,7 @@ def evaluate(data: ShapesDataModule, results: Path, console: Console) -> bool:
             continue
         then = before["scores"]["test"]["all"]
         far = {name: abs(now[name] - then[name]) > TOLERANCE for name in scoring.SCORES}
-        cells = [f"{'[red]' * far[name]}{then[name]:.4f}  {now[name]:.4f}" for name in scoring.SCORES]
+        cells = [f"{'[red]' * far[name]}{then[name]:.4f}\n{now[name]:.4f}" for name in scoring.SCORES]
         table.add_row(path.name, *cells)
         if any(far.values()):
             named = ", ".join(name for name in far if far[name])

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from nem_lightning.errors import require
 from nem_lightning.files import atomic_file
-from nem_lightning.runs import flat
 from reproduce import plots
 from reproduce.evaluation import read
 from reproduce.rows import ROWS
 from reproduce.scoring import SCORES, SUBSETS
+from reproduce.training import different
 
 STAGES = {"test": "test", "val": "validation"}
 SUBSET_TITLES = {"all": "all", "overlap": "overlapping", "no_overlap": "not overlapping"}
@@ -40,20 +40,14 @@ def read_rows(results: Path) -> Rows:
         found[scores["row"]].append(scores)
     for name, rows in found.items():
         rows.sort(key=lambda scores: scores["seed"])
-        settings = [flat(scores.get("settings") or {}) for scores in rows]
-        for scores, other in zip(rows[1:], settings[1:], strict=True):
-            different = [key for key in settings[0] | other if settings[0].get(key) != other.get(key)]
+        for scores in rows[1:]:
+            others = different(rows[0].get("settings") or {}, scores.get("settings") or {})
             require(
-                not different,
+                not others,
                 f"{results / 'rows'}: {name}: seeds {rows[0]['seed']} and {scores['seed']} were trained with different "
-                f"settings ({', '.join(different[:3])}); delete the older and train it again",
+                f"settings ({', '.join(others[:3])}); delete the older and train it again",
             )
-    order = list(ROWS)
-    return {name: found[name] for name in sorted(found, key=lambda name: (name not in order, name_index(name, order)))}
-
-
-def name_index(name: str, order: list[str]) -> tuple[int, str]:
-    return (order.index(name) if name in order else len(order)), name
+    return {name: found[name] for name in (*ROWS, *sorted(found.keys() - ROWS.keys())) if name in found}
 
 
 def mean_and_deviation(values: Iterable[float | None]) -> tuple[float | None, float | None]:

@@ -8,20 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.speed import machine
 from nem_lightning.files import atomic_file
-from nem_lightning.runs import CONFIG, RunFolder
+from nem_lightning.runs import CONFIG, RunFolder, flat
 from reproduce.rows import ROOT, Row, settings
 from reproduce.scoring import device
 
 RECORD = "reproduce.json"
 """In a run's folder: how long it was trained, and on what machine."""
+COMPARED = ("model", "data", "trainer")
 _SAVE_SECONDS = 30  # how often a run's time is noted
 
 
@@ -53,14 +55,19 @@ class Run:
         return settings(self.row, self.extra).trainer.max_epochs
 
     @property
-    def _cut(self) -> bool:
-        return self.max_epochs is not None and self.max_epochs < self.planned_epochs
+    def epochs(self) -> int:
+        """How many this run has at most."""
+        return min(self.planned_epochs, self.max_epochs or self.planned_epochs)
 
     @property
     def folder(self) -> Path:
         """One that is cut short has a folder of its own, as it is another run: where the learning rate decays, it
         does so sooner."""
-        return self.runs / self.row.name / f"seed{self.seed}{f'_{self.max_epochs}epochs' if self._cut else ''}"
+        return self.runs / self.row.name / f"seed{self.seed}{f'_{self.epochs}epochs' if self._is_cut else ''}"
+
+    @property
+    def _is_cut(self) -> bool:
+        return self.epochs < self.planned_epochs
 
     @property
     def command(self) -> str:
@@ -70,7 +77,7 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """Of ``train.py``, but for where the run lies and its logger."""
-        cut = [f"trainer.max_epochs={self.max_epochs}"] if self._cut else []
+        cut = [f"trainer.max_epochs={self.epochs}"] if self._is_cut else []
         return self.row.arguments(self.seed, [*self.extra, *cut])
 
     @property
@@ -78,8 +85,43 @@ class Run:
         return self.folder / "checkpoints" / "best.ckpt"
 
     @property
+    def last_checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
     def is_finished(self) -> bool:
         return RunFolder(self.folder).scores() is not None and self.best_checkpoint.is_file()
+
+    def config(self) -> dict | None:
+        """Its whole configuration; None where it was not begun."""
+        path = self.folder / CONFIG
+        return yaml.safe_load(path.read_text()) if path.is_file() else None
+
+    def goes_on_from(self) -> Path | None:
+        """The last checkpoint of the longest finished run that is the same, but was cut short sooner.
+
+        None where the learning rate decays over the run, so that a longer one is another from its first step on.
+        """
+        config = self.config()
+        if config is not None:  # begun
+            return Path(config["ckpt_path"]) if config["ckpt_path"] else None
+        if settings(self.row, self.extra).model.decay:
+            return None
+        shorter = [replace(self, max_epochs=epochs) for epochs in range(1, self.epochs)]
+        finished = [run for run in shorter if run.is_finished and not run.differences()]
+        return finished[-1].last_checkpoint if finished else None
+
+    def differences(self) -> list[str]:
+        """The settings in which the run in the folder is not the one that the row now asks for."""
+        found, asked_for = _comparable(self.config()), _comparable(settings(self.row, self.extra))
+        found["max_epochs"], asked_for["max_epochs"] = self.config()["trainer"]["max_epochs"], self.epochs
+        return different(found, asked_for)
+
+
+def different(one: Mapping, other: Mapping) -> list[str]:
+    """The dotted names of the settings in which two configurations differ."""
+    one, other = flat(one), flat(other)
+    return [name for name in one | other if one.get(name) != other.get(name)]
 
 
 def facts(run: Run) -> dict[str, object]:
@@ -87,35 +129,32 @@ def facts(run: Run) -> dict[str, object]:
 
     ``stop`` is "early stopping", "end of the schedule", or "cut short" where ``--max-epochs`` ended it.
     """
-    config = yaml.safe_load((run.folder / CONFIG).read_text())
-    epochs, most, planned = (
-        RunFolder(run.folder).scores()["epochs"],
-        config["trainer"]["max_epochs"],
-        run.planned_epochs,
-    )
-    stop = "early stopping" if epochs < most else "cut short" if most < planned else "end of the schedule"
-    record = _record(run)
+    epochs, planned = RunFolder(run.folder).scores()["epochs"], run.planned_epochs
+    stop = "early stopping" if epochs < run.epochs else "cut short" if epochs < planned else "end of the schedule"
+    record = _record(run.folder)
     return {
         "epochs": epochs,
         "planned_epochs": planned,
         "stop": stop,
         "seconds": record.get("seconds"),
         "trained_on": record.get("machine"),
-        "settings": _comparable(config),
+        "settings": _comparable(run.config()),
     }
 
 
-def _comparable(config: dict) -> dict:
+def _comparable(config: Mapping) -> dict:
     """What the runs of one row have in common: no seeds, no places, no length."""
+    if isinstance(config, DictConfig):
+        config = {name: OmegaConf.to_container(config[name], resolve=name != "trainer") for name in COMPARED}
     model = {name: value for name, value in config["model"].items() if name != "seed"}
     data = {name: value for name, value in config["data"].items() if name not in ("seed", "data_dir")}
     limits = {name: value for name, value in config["trainer"].items() if name.startswith("limit_")}
     return {"model": model, "data": data, "trainer": limits}
 
 
-def _record(run: Run) -> dict:
+def _record(folder: Path) -> dict:
     try:
-        return json.loads((run.folder / RECORD).read_text())
+        return json.loads((folder / RECORD).read_text())
     except FileNotFoundError:  # trained by hand
         return {}
 
@@ -125,9 +164,12 @@ class _Started:
 
     def __init__(self, run: Run, threads: int) -> None:
         self.run = run
-        self._before, self._start, self._noted = _record(run).get("seconds", 0.0), time.monotonic(), 0.0
+        earlier = run.goes_on_from()
+        before = _record(run.folder) or (_record(earlier.parents[1]) if earlier else {})
+        self._before, self._start, self._noted = before.get("seconds", 0.0), time.monotonic(), 0.0
         self._machine = {**machine(device()), "cores": os.cpu_count(), "threads": threads}
         arguments = [*run.arguments, f"hydra.run.dir={run.folder}", "logger=csv"]
+        arguments += [f"ckpt_path={earlier}"] if earlier else []
         run.folder.mkdir(parents=True, exist_ok=True)
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
@@ -174,7 +216,10 @@ def train(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> Iterato
         Each run that has ended, and why it failed; None where it is finished.
     """
     waiting = [run for run in runs if not run.is_finished]
-    yield from ((run, None) for run in runs if run not in waiting)
+    for run in runs:
+        if run not in waiting:
+            others = ", ".join(run.differences()[:3])
+            yield run, f"{run.folder}: was trained with other settings ({others}); move it away" if others else None
     threads = max(1, (os.cpu_count() or 1) // jobs)
     started: list[_Started] = []
     try:

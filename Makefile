@@ -1,9 +1,10 @@
-# make train: train RNN-EM on Shapes.  make test: run the tests.  Both set up .venv first.
+# make train: train RNN-EM on Shapes.  make test: run the tests.  make reproduce: train, score and tabulate all rows of
+# the results (days on a CPU).  make evaluate: score the shipped checkpoints again.  Each sets up .venv first.
 PYTHON ?= python3
 VENV := .venv
 ARGS ?=
 
-.PHONY: train test clean
+.PHONY: train test reproduce evaluate clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python train.py model=rnn_em data=shapes $(ARGS)
@@ -11,6 +12,12 @@ train: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+reproduce: $(VENV)/installed
+	$(VENV)/bin/python -m reproduce $(ARGS)
+
+evaluate: $(VENV)/installed
+	$(VENV)/bin/python -m reproduce --evaluate $(ARGS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed: make PYTHON=/path/to/python" if sys.version_info < (3, 11) else 0)'

@@ -109,7 +109,7 @@ def _train_and_score(rows, seeds, arguments: argparse.Namespace, data, console: 
     with contextlib.closing(train(runs, arguments.jobs, say)) as ended:
         for one, problem in ended:
             try:
-                require(problem is None, f"failed: {problem}; its output: {one.folder}.log")
+                require(problem is None, problem)
                 evaluator.run(one)
             except InputError as error:
                 say(f"{one.name}: {error}")

@@ -196,9 +196,10 @@ class _Started:
                 file.write_text(json.dumps({"seconds": round(self.seconds, 1), "machine": self._machine}, indent=1))
 
     def why(self) -> str:
-        """The last line that it printed."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else f"exit status {self.process.returncode}"
+        """The last line that it printed, but for Hydra's hint."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines()]
+        said = [line for line in lines if line and "HYDRA_FULL_ERROR" not in line]
+        return f"failed: {said[-1] if said else self.process.returncode}; its output: {self.log}"
 
 
 def train(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> Iterator[tuple[Run, str | None]]:

@@ -26,7 +26,7 @@ from nem_lightning.errors import InputError
 from nem_lightning.likelihoods import Bernoulli
 from nem_lightning.m_steps import GradientMStep
 from reproduce import __main__, baselines, convergence, rows, scoring, shipping, tables, training
-from reproduce.evaluation import row_path
+from reproduce.evaluation import Evaluator, row_path
 
 
 def shapes(count: int) -> TensorImages:
@@ -248,6 +248,23 @@ def test_scores_that_cannot_be_read(tmp_path):
         tables.write(tmp_path)
 
 
+class FewImages:
+    def load(self, stage: str) -> TensorImages:
+        return shapes(8)
+
+
+def test_scores_of_less_do_not_replace_scores_of_more(tmp_path):
+    write_scores(tmp_path, "components", 0, 0.5, fingerprint="of another time")
+    with pytest.raises(InputError, match=r"components_seed0\.json: is of 8 images, and is kept; this would be of 4"):
+        Evaluator(FewImages(), tmp_path, 4, print).baseline(rows.ROWS["components"])
+    assert json.loads(row_path(tmp_path, "components", 0).read_text())["fingerprint"] == "of another time"
+    for count in (8, 4):  # the second finds more than it would score
+        Evaluator(FewImages(), tmp_path, count, print).baseline(rows.ROWS["components"])
+    found = json.loads(row_path(tmp_path, "components", 0).read_text())
+    assert found["fingerprint"] == "components" and found["images"] == 8
+    assert found["scores"]["test"]["all"]["reconstruction_error"] is None
+
+
 def save(module, path: Path, **model) -> Path:
     torch.save({checkpoint.KEY: {"model": model}, "state_dict": module.state_dict()}, path)
     return path
@@ -289,12 +306,17 @@ def reproduce(tmp_path, data_dir, monkeypatch, capfd):
 
 
 SMALL = ["model.num_steps=2", "trainer=cpu", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
-SMALL += ["trainer.limit_train_batches=20", "trainer.max_epochs=40", "callbacks.early_stopping.patience=99"]
+SMALL += [
+    "trainer.limit_train_batches=5",
+    "data.batch_size=8",
+    "trainer.max_epochs=40",
+    "callbacks.early_stopping.patience=99",
+]
 
 
 def test_the_driver(reproduce, tmp_path, data_dir):
     """A run is stopped, goes on, is scored and tabulated, shipped, scored again, and tampered with."""
-    train = ["--rows", "nem,components", "--seeds", "0", "--max-epochs", "25", "--images", "80", *SMALL]
+    train = ["--rows", "nem,components", "--seeds", "0", "--max-epochs", "25", "--images", "80", "--jobs", "2", *SMALL]
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     command = [sys.executable, "-m", "reproduce", *folders, *train]
     environment = {**os.environ, "NEM_DATA_DIR": str(data_dir)}

@@ -87,6 +87,9 @@ def merged(image: np.ndarray, segments: np.ndarray, k: int) -> np.ndarray:
     Returns:
         (H, W), 0 to K - 1.
     """
+    segments = np.unique(segments, return_inverse=True)[1].reshape(segments.shape)
+    if segments.max() < k:  # nothing to merge; scikit-image's graph of a single region is empty
+        return segments
     regions = graph.rag_mean_color(image, segments)
     for a, b in regions.edges:
         regions.edges[a, b]["weight"] = _cost(regions.nodes[a], regions.nodes[b])

@@ -34,8 +34,7 @@ NOTES = (
     "with one object gets 1 or 0, and 1 for no grouping at all; 2+: images with at least two). Colour R²: the share "
     "of colour variance that the segments explain. Segments used: those with at least 1 % of the pixels.",
     "Agreement is over all pixels but void, background a group like the others; 0 is chance, 1 is the same grouping.",
-    "± is the standard deviation over runs (checkpoints, or seeds of a baseline), where there are several and it is not "
-    "0.000.",
+    "± is the standard deviation over runs (checkpoints, or seeds of a baseline), where it is not 0.000.",
 )
 
 

@@ -197,7 +197,7 @@ def adjusted_rand_index(labels: Tensor, groups: Tensor) -> Tensor:
     return _with_unscored(scores, has_score)
 
 
-class _MeanOverImages(Metric):
+class MeanOverImages(Metric):
     """Mean of a score over the images that have one; adds up exactly over batches and processes.
 
     After ``compute``, ``scored`` and ``unscored`` say how many images had a score and how many had none.
@@ -231,7 +231,7 @@ class _MeanOverImages(Metric):
         return self.total[0] / self.scored
 
 
-class AdjustedMutualInformation(_MeanOverImages):
+class AdjustedMutualInformation(MeanOverImages):
     """Mean over images of :func:`adjusted_mutual_information`.
 
     In a ``MetricCollection`` two of these with different normalisers share their counts.
@@ -254,7 +254,7 @@ class AdjustedMutualInformation(_MeanOverImages):
         return self.total[self.index] / self.scored
 
 
-class AdjustedRandIndex(_MeanOverImages):
+class AdjustedRandIndex(MeanOverImages):
     """Mean over images of :func:`adjusted_rand_index`."""
 
     def scores(self, labels: Tensor, groups: Tensor) -> Tensor:

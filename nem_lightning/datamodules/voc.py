@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
 from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
+from nem_lightning.overlap import VOID
 
 log = logging.getLogger(__name__)
 
 URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 HASH = "md5:6cd6e144f989b92b3379bac3b3de84fd"
-VOID = 255
 HELD_OUT = 10  # one training image in this many is for validation
+MASKS = {"class": "SegmentationClass", "instance": "SegmentationObject"}
+"""The kinds of masks, and the folders that hold them."""
 
 
 class VOCDataModule(ImagesDataModule):
@@ -149,31 +152,69 @@ class VOCDataModule(ImagesDataModule):
         return np.stack(images), np.stack(groups)
 
     def _resize_one(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = _open(self._image_path(name)).convert("RGB"), _open(self._mask_path(name))
-        require(
-            image.size == mask.size,
-            f"{self._mask_path(name)}: is {mask.size[0]}x{mask.size[1]}, its image {image.size[0]}x{image.size[1]}; "
-            "both must have one size",
-        )
-        square = self.image_shape[1:]
-        groups = np.array(mask.resize(square, Image.Resampling.NEAREST))
-        require(groups.ndim == 2, f"{self._mask_path(name)}: has channels; masks must be palette images")
+        image, path = _open(self._image_path(name)).convert("RGB"), self._mask_path(name)
+        groups = self._resized_mask(path, image.size)
         groups[groups == VOID] = 0
-        return np.array(image.resize(square, Image.Resampling.BOX)).transpose(2, 0, 1), groups
+        return np.array(image.resize(self.image_shape[1:], Image.Resampling.BOX)).transpose(2, 0, 1), groups
+
+    def _resized_mask(self, path: Path, size: tuple[int, int]) -> np.ndarray:
+        """A mask of an image of ``size`` (width, height), (size, size) uint8."""
+        mask = _open(path)
+        require(
+            mask.size == size,
+            f"{path}: is {mask.size[0]}x{mask.size[1]}, its image {size[0]}x{size[1]}; both must have one size",
+        )
+        resized = np.array(mask.resize(self.image_shape[1:], Image.Resampling.NEAREST))
+        require(resized.ndim == 2, f"{path}: has channels; masks must be palette images")
+        return resized
+
+    def masks(self, stage: str, kind: str) -> Tensor:
+        """The official masks of one kind, for scores that groups cannot give: void is kept, kinds are not mixed.
+
+        Args:
+            stage: "train", "val" or "test"; images in the order of :meth:`load`.
+            kind: "class" (``SegmentationClass``) or "instance" (``SegmentationObject``).
+
+        Returns:
+            (N, size, size), uint8: 0 is background, 255 is void; void everywhere where the image has no such mask.
+
+        Raises:
+            InputError: a mask that has another size than its image, or cannot be read.
+        """
+
+        def read(name: str) -> np.ndarray:
+            path = self.root / MASKS[kind] / f"{name}.png"
+            if not path.is_file():
+                return np.full(self.image_shape[1:], VOID, np.uint8)
+            with Image.open(self._image_path(name)) as image:
+                return self._resized_mask(path, image.size)
+
+        split = _split(stage)
+        with ThreadPoolExecutor() as pool:
+            masks = torch.from_numpy(np.stack(list(pool.map(read, self._names(split)))))
+        return masks[_chosen(stage, len(masks))]
 
     def load(self, stage: str) -> TensorImages:
-        split = "val" if stage == "test" else "train"
+        split = _split(stage)
         path = self._cache_path(split, self._names(split))
         try:
             with np.load(path) as file:
                 images, groups = torch.from_numpy(file["images"]), torch.from_numpy(file["groups"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: cannot be read ({error}); delete it to resize the images anew") from error
-        if stage != "test":
-            held_out = torch.arange(len(images)) % HELD_OUT == 0
-            chosen = held_out if stage == "val" else ~held_out
-            images, groups = images[chosen], groups[chosen]
-        return TensorImages(images, groups, scale=255)
+        chosen = _chosen(stage, len(images))
+        return TensorImages(images[chosen], groups[chosen], scale=255)
+
+
+def _split(stage: str) -> str:
+    """The official list that a stage's images are from."""
+    return "val" if stage == "test" else "train"
+
+
+def _chosen(stage: str, count: int) -> Tensor:
+    """Which of a list's images belong to a stage, (count,) boolean."""
+    held_out = torch.arange(count) % HELD_OUT == 0
+    return {"train": ~held_out, "val": held_out, "test": torch.ones_like(held_out)}[stage]
 
 
 def _open(path: Path) -> Image.Image:

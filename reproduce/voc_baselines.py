@@ -1,0 +1,132 @@
+"""Ways to part an image into K segments without learning.
+
+Each takes an image (H, W, 3) in [0, 1], K and a seed, and gives labels (H, W), integers 0 to K - 1 at most. Those
+without a random draw ignore the seed. Colours are RGB as they come, as in RNN-EM's likelihood.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from operator import itemgetter
+
+import numpy as np
+from skimage import graph, segmentation
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+Baseline = Callable[[np.ndarray, int, int], np.ndarray]
+
+
+def colour_k_means(image: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """K-means on the colours of the pixels: the best of ten starts."""
+    return _k_means(image, k, seed)
+
+
+def position_colour_k_means(image: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """K-means on (red, green, blue, row, column): colours in [0, 1] and coordinates from 0 to 1 across the image,
+    all weighted alike."""
+    return _k_means(np.concatenate([image, _positions(*image.shape[:2])], axis=2), k, seed)
+
+
+def slic(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
+    """About 100 SLIC superpixels, merged to K.
+
+    Source: Achanta et al. 2012, as in scikit-image with its compactness 10, in CIELAB.
+    """
+    return merged(image, segmentation.slic(image, n_segments=100, compactness=10, start_label=0), k)
+
+
+def felzenszwalb(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
+    """The segments of Felzenszwalb and Huttenlocher, merged to K; fewer than K where it finds fewer.
+
+    Source: Felzenszwalb and Huttenlocher 2004, as in scikit-image with scale 50, sigma 0.5, at least 20 pixels.
+    """
+    return merged(image, segmentation.felzenszwalb(image, scale=50, sigma=0.5, min_size=20), k)
+
+
+def compact_blocks(image: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """K blocks of the image plane, the same for every image: k-means on (row, column)."""
+    return _blocks(*image.shape[:2], k, seed)
+
+
+def strips(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
+    """K vertical strips of equal width."""
+    height, width = image.shape[:2]
+    return np.tile(np.arange(width) * k // width, (height, 1))
+
+
+def whole_image(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
+    """One segment: what a score gives for no grouping at all."""
+    return np.zeros(image.shape[:2], dtype=int)
+
+
+BASELINES: dict[str, Baseline] = {
+    "colour k-means": colour_k_means,
+    "position + colour k-means": position_colour_k_means,
+    "SLIC merged": slic,
+    "Felzenszwalb merged": felzenszwalb,
+    "compact blocks": compact_blocks,
+    "vertical strips": strips,
+    "whole image": whole_image,
+}
+SEEDED = ("colour k-means", "position + colour k-means", "compact blocks")
+"""Those that draw at random."""
+
+
+def merged(image: np.ndarray, segments: np.ndarray, k: int) -> np.ndarray:
+    """Merge neighbouring segments until K are left (or fewer, if there were fewer).
+
+    Each merge is the one that adds least to the sum of squared distances between pixels and their segment's mean
+    colour (Ward's criterion, over neighbours only), so the result is connected wherever ``segments`` is.
+
+    Args:
+        image: (H, W, 3).
+        segments: (H, W), integers.
+        k: at least 1.
+
+    Returns:
+        (H, W), 0 to K - 1.
+    """
+    segments = np.unique(segments, return_inverse=True)[1].reshape(segments.shape)
+    if segments.max() < k:  # nothing to merge; scikit-image's graph of a single region is empty
+        return segments
+    regions = graph.rag_mean_color(image, segments)
+    for a, b in regions.edges:
+        regions.edges[a, b]["weight"] = _cost(regions.nodes[a], regions.nodes[b])
+    while len(regions) > k:
+        a, b, _ = min(regions.edges(data="weight"), key=itemgetter(2))
+        for name in ("pixel count", "total color"):
+            regions.nodes[b][name] = regions.nodes[a][name] + regions.nodes[b][name]
+        regions.merge_nodes(a, b, weight_func=_weight)
+    labels = np.zeros(segments.max() + 1, dtype=int)
+    for label, region in enumerate(regions):
+        labels[regions.nodes[region]["labels"]] = label
+    return labels[segments]
+
+
+def _cost(one: dict, other: dict) -> float:
+    """What merging two regions adds to the sum of squares."""
+    n, m = one["pixel count"], other["pixel count"]
+    return n * m / (n + m) * float(np.square(one["total color"] / n - other["total color"] / m).sum())
+
+
+def _weight(regions: graph.RAG, source: int, kept: int, neighbour: int) -> dict[str, float]:
+    return {"weight": _cost(regions.nodes[kept], regions.nodes[neighbour])}
+
+
+def _k_means(features: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """(H, W, F) -> (H, W)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer than K colours: fewer than K segments
+        found = KMeans(k, n_init=10, random_state=seed).fit_predict(features.reshape(-1, features.shape[2]))
+    return found.reshape(features.shape[:2])
+
+
+def _positions(height: int, width: int) -> np.ndarray:
+    """(H, W, 2): row and column, 0 to 1."""
+    return np.stack(np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij"), axis=2)
+
+
+@functools.cache
+def _blocks(height: int, width: int, k: int, seed: int) -> np.ndarray:
+    return _k_means(_positions(height, width), k, seed)

@@ -14,6 +14,7 @@ from torch import Tensor
 from nem_lightning.figures import groups_colours, image_pixels
 from nem_lightning.files import atomic_file
 from nem_lightning.overlap import VOID
+from reproduce.tables import table
 from reproduce.voc_scores import Images, Summary
 
 TRUTH = "true classes"
@@ -77,12 +78,12 @@ def _standard_error(scores: dict, column: str) -> str:
 def show(result: dict, console: Console) -> None:
     """Print the tables."""
     for title, (heading, *rows) in tables(result):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for i, column in enumerate(heading):
-            table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+            shown.add_column(column, justify="right" if i else "left", no_wrap=not i)
         for row in rows:
-            table.add_row(*row)
-        console.print(table)
+            shown.add_row(*row)
+        console.print(shown)
     for note in NOTES:
         console.print(note, highlight=False)
 
@@ -113,8 +114,8 @@ def write(result: dict, groupings: dict[str, Tensor], images: Images, folder: Pa
 
 def _markdown(result: dict) -> str:
     lines, settings = [], result["settings"]
-    for title, (heading, *rows) in tables(result):
-        lines += [f"**{title}**", "", _row(heading), _row(["---"] * len(heading)), *map(_row, rows), ""]
+    for title, rows in tables(result):
+        lines += [f"**{title}**", "", *table(rows), ""]
     for of in settings["checkpoints"]:
         lines += [f"RNN-EM: `{of['file']}`, seed {of['seed']}, {of['epochs']} epochs, {of['updates']} updates.", ""]
     lines += [
@@ -125,10 +126,6 @@ def _markdown(result: dict) -> str:
         "\n\n".join(NOTES),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _plain(value: object) -> object:

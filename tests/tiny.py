@@ -2,11 +2,13 @@
 
 import functools
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
 from nem_lightning.corruption import BitFlip
 from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
+from nem_lightning.datamodules.shapes import generate
 from nem_lightning.em import NeuralEM
 from nem_lightning.likelihoods import Bernoulli
 from nem_lightning.losses import NeuralEMLoss
@@ -33,6 +35,12 @@ class TinyImages(ImagesDataModule):
         for k in range(2):
             groups[torch.arange(count), :, columns[:, k]] = k + 1
         return TensorImages((groups > 0).to(torch.uint8).unsqueeze(1), groups)
+
+
+def few_shapes(count: int) -> TensorImages:
+    """So many images of Shapes."""
+    images, groups = generate(count, 28, 3, np.random.default_rng(0))
+    return TensorImages(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(groups))
 
 
 def tiny_module(lr: float = 1e-2, **arguments) -> NeuralEMModule:

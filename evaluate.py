@@ -25,7 +25,8 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     require(config.ckpt_path is not None, "ckpt_path: must be given, the checkpoint to score")
     require(config.split in STAGES, f"split={config.split}: must be one of {', '.join(STAGES)}")
     cli.set_seed(config.seed)
-    module = checkpoint.load(config.ckpt_path, config.num_components, config.num_steps, config.trusted)
+    sizes = {name: config[name] for name in ("num_components", "num_steps", "num_starts")}
+    module = checkpoint.load(config.ckpt_path, **sizes, trusted=config.trusted)
     module.seed = config.seed
     datamodule = instantiate(config.data)
     module.check_images(datamodule)

@@ -100,6 +100,7 @@ def load(
     path: str | Path,
     num_components: int | None = None,
     num_steps: int | None = None,
+    num_starts: int | None = None,
     trusted: Sequence[str] = (),
 ) -> NeuralEMModule:
     """Build a checkpoint's model and load its weights.
@@ -112,16 +113,20 @@ def load(
         path: the checkpoint.
         num_components: K; as trained by default.
         num_steps: T; as trained by default. A list of step weights then no longer fits, and "last" is scored.
+        num_starts: from how many first responsibilities; as trained by default.
         trusted: names of packages that the configuration may import.
 
     Raises:
-        InputError: as :func:`read` and :func:`weights`; a class of another package; or K or T below 1.
+        InputError: as :func:`read` and :func:`weights`; a class of another package; K, T or the number of
+            starts below 1; or several starts with Gaussian pixels.
     """
     checkpoint = read(path)
     config = dict(checkpoint[KEY]["model"])
     _require_trusted(config, (*TRUSTED, *trusted), path)
     if num_components is not None:
         config["num_components"] = num_components
+    if num_starts is not None:
+        config["num_starts"] = num_starts
     if num_steps is not None:
         config["num_steps"] = num_steps
         if not isinstance(config["loss"]["step_weights"], str):

@@ -93,6 +93,7 @@ def test_scores(module, split: str) -> dict[str, object]:
         "split": split,
         "num_images": module.test_images,
         "num_components": module.num_components,
+        "num_starts": module.num_starts,
         "seed": module.seed,
         "by_step": module.test_scores_by_step,
     }

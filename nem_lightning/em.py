@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nem_lightning.errors import require, require_count, require_number
+from nem_lightning.errors import InputError, require, require_count, require_number
+from nem_lightning.starts import STARTS, energy
 
 
 class Iterate(NamedTuple):
@@ -34,6 +35,11 @@ class Iterate(NamedTuple):
         """The component that each pixel belongs to most, (B, H, W), integers 0 to K-1."""
         return self.log_responsibilities.squeeze(2).argmax(1)
 
+    def where(self, mask: Tensor, other: "Iterate") -> "Iterate":
+        """This one for the images where ``mask``, (B,) boolean, is True, the other one elsewhere."""
+        pairs = zip(self, other, strict=True)
+        return Iterate(*(torch.where(mask.view(-1, *[1] * (one.dim() - 1)), one, two) for one, two in pairs))
+
 
 class NeuralEM(nn.Module):
     """Neural EM: alternate an E-step with a learned M-step, the K components sharing its weights.
@@ -46,9 +52,10 @@ class NeuralEM(nn.Module):
             the published code uses 1e-6.
         initial_mean: mu before the first step.
         differentiate_responsibilities: whether gradients flow through gamma, in the loop and in the loss.
+        first: what the first gamma is, from :mod:`nem_lightning.starts`: "noise", as published, or "seeds".
 
     Raises:
-        InputError: smoothing below 0.
+        InputError: smoothing below 0, or an unknown first gamma.
 
     Source: Greff et al. 2017, section 2.
     """
@@ -60,8 +67,11 @@ class NeuralEM(nn.Module):
         smoothing: float = 1e-6,
         initial_mean: float = 0.0,
         differentiate_responsibilities: bool = True,
+        first: str = "noise",
     ) -> None:
         super().__init__()
+        if first not in STARTS:
+            raise InputError(f"first={first!r}: must be one of {', '.join(STARTS)}")
         require_number("smoothing", smoothing, minimum=0)
         require_number("initial_mean", initial_mean)
         self.m_step = m_step
@@ -69,6 +79,7 @@ class NeuralEM(nn.Module):
         self.smoothing = smoothing
         self.initial_mean = initial_mean
         self.differentiate_responsibilities = differentiate_responsibilities
+        self.first = first
 
     def forward(
         self,
@@ -77,6 +88,7 @@ class NeuralEM(nn.Module):
         *,
         num_components: int = 3,
         num_steps: int = 10,
+        num_starts: int = 1,
         generator: torch.Generator | None = None,
     ) -> list[Iterate]:
         """Unroll EM on a batch of images.
@@ -86,34 +98,61 @@ class NeuralEM(nn.Module):
             corrupted: (B, C, H, W), what the M-step sees; ``image`` by default.
             num_components: K, at least 1.
             num_steps: T, at least 1.
+            num_starts: from how many first responsibilities, at least 1; more than 1 for Bernoulli pixels only.
             generator: draws the first responsibilities.
 
         Returns:
-            The trajectory: the iterates after steps 1 to T.
+            The trajectory: the iterates after steps 1 to T. Of several starts, for each image the one
+            whose last step has the lowest :func:`~nem_lightning.starts.energy`.
 
         Raises:
-            InputError: K or T below 1, or an image shape other than the M-step's.
+            InputError: K, T or the number of starts below 1, several starts with Gaussian pixels, or an image shape
+                other than the M-step's.
         """
         require_count("num_components", num_components)
         require_count("num_steps", num_steps)
+        self.require_starts(num_starts)
         shape = tuple(image.shape[1:])
         require(
             shape == tuple(self.m_step.image_shape),
             f"image shape {shape}: this model takes {tuple(self.m_step.image_shape)} (channels, height, width)",
         )
         corrupted = image if corrupted is None else corrupted
-        iterate = self.start(image, num_components, generator)
-        trajectory = []
-        for _ in range(num_steps):
-            iterate = self.step(iterate, corrupted, image)
-            trajectory.append(iterate)
-        return trajectory
+
+        def unroll() -> list[Iterate]:
+            iterate = self.start(image, num_components, generator)
+            trajectory = []
+            for _ in range(num_steps):
+                iterate = self.step(iterate, corrupted, image)
+                trajectory.append(iterate)
+            return trajectory
+
+        best = unroll()
+        for _ in range(num_starts - 1):
+            other = unroll()
+            lower = self.energy(image, other[-1]) < self.energy(image, best[-1])
+            best = [new.where(lower, old) for new, old in zip(other, best, strict=True)]
+        return best
+
+    def require_starts(self, num_starts: int) -> None:
+        """Raise :class:`~nem_lightning.errors.InputError` where EM cannot choose among so many starts."""
+        require_count("num_starts", num_starts)
+        require(
+            num_starts == 1 or self.likelihood.binary,
+            f"num_starts={num_starts}: must be 1 unless the pixels are Bernoulli",
+        )
 
     def start(self, image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Iterate:
-        """theta = 0, mu = initial_mean, gamma = |N(0, 1)| normalised over K. No ``params`` yet (mu in its place)."""
+        """theta = 0, mu = initial_mean, and the first gamma. No ``params`` yet (mu in its place)."""
         state = image.new_zeros(len(image), num_components, self.m_step.state_size)
         mean = image.new_full((len(image), num_components, *image.shape[1:]), self.initial_mean)
-        return Iterate(state, mean, mean, first_responsibilities(image, num_components, generator).log())
+        return Iterate(state, mean, mean, self.first_responsibilities(image, num_components, generator).log())
+
+    def first_responsibilities(
+        self, image: Tensor, num_components: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The first gamma, drawn: (B, C, H, W) -> (B, K, 1, H, W)."""
+        return STARTS[self.first](image, num_components, generator)
 
     def step(self, iterate: Iterate, corrupted: Tensor, image: Tensor) -> Iterate:
         """One step of EM.
@@ -148,6 +187,10 @@ class NeuralEM(nn.Module):
             log_responsibilities = log_responsibilities.detach()
         return log_responsibilities
 
+    def energy(self, image: Tensor, iterate: Iterate) -> Tensor:
+        """:func:`~nem_lightning.starts.energy` of an iterate, (B,)."""
+        return energy(image, iterate.params, iterate.responsibilities)
+
     def log_likelihood(self, image: Tensor, params: Tensor) -> Tensor:
         """log P(x | theta) = sum_n log sum_k pi_k P(x_n | mu_kn), pi = 1/K (equation 1), in nats.
 
@@ -155,13 +198,3 @@ class NeuralEM(nn.Module):
         """
         log_prob = self.likelihood.log_prob(image.unsqueeze(1), params) - math.log(params.shape[1])
         return log_prob.logsumexp(1).sum((1, 2, 3))
-
-
-def first_responsibilities(image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Tensor:
-    """gamma = |N(0, 1)| normalised over K: for images (B, C, H, W), (B, K, 1, H, W)."""
-    batch, _, height, width = image.shape
-    gamma = torch.randn(
-        batch, num_components, 1, height, width, dtype=image.dtype, device=image.device, generator=generator
-    )
-    gamma.abs_().clamp_min_(torch.finfo(image.dtype).tiny)
-    return gamma.div_(gamma.sum(1, keepdim=True))

@@ -11,7 +11,9 @@ Binary pixels let one number stand for all. With s = l where x = 1 and -l where 
 
     p = P(x | mu) = sigmoid(s),      gamma_k = (p_k + smoothing) / sum_j (p_j + smoothing),
 
-and for a black prior equation 5 of a step is  sum_nk softplus(l_nk) - gamma_nk x_n l_nk.
+and for a black prior equation 5 of a step is, with e_nk = softplus(l_nk) and lambda the prior's weight,
+
+    sum_nk  lambda e_nk + (1 - lambda) gamma_nk e_nk - gamma_nk x_n l_nk.
 """
 
 from typing import NamedTuple
@@ -20,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nem_lightning.em import NeuralEM, first_responsibilities
-from nem_lightning.likelihoods import Bernoulli, softplus
+from nem_lightning.em import NeuralEM
+from nem_lightning.likelihoods import Bernoulli
 from nem_lightning.losses import NeuralEMLoss, StepLoss
 from nem_lightning.m_steps import RecurrentMStep
 
@@ -73,7 +75,7 @@ class FastPath:
             and type(loss) is NeuralEMLoss
             and "of_step" not in vars(loss)
             and type(em.likelihood) is type(loss.likelihood) is Bernoulli
-            and (loss.prior, loss.prior_weight) == (0, 1)
+            and loss.prior == 0
             and em.smoothing >= 1e-20
             and tuple(image.shape[1:]) == m_step.image_shape == (1, *image.shape[2:])
             and torch.equal(image * image, image)
@@ -92,7 +94,7 @@ class FastPath:
     ) -> TrainingLoss:
         """What ``em`` on (B, 1, H, W), then ``loss`` give."""
         m_step = em.m_step
-        gamma = first_responsibilities(image, num_components, generator).flatten(2)  # (B, K, N)
+        gamma = em.first_responsibilities(image, num_components, generator).flatten(2)  # (B, K, N)
         like = (num_steps, *gamma.shape, m_step.state_size, gamma.dtype)
         if self._unrolled is None or self._unrolled.like != like:
             self._unrolled = _Unrolled(*like)
@@ -104,9 +106,8 @@ class FastPath:
             *m_step.norm.parameters(),
         )
         image, corrupted = image.flatten(2), (image if corrupted is None else corrupted).flatten(2)
-        step_weights = loss.weights(num_steps)
-        total, intra, inter, error = _Loss.apply(self._unrolled, em, image, corrupted, gamma, step_weights, *weights)
-        return TrainingLoss(total, StepLoss(intra + inter, intra, inter), error)
+        total, intra, inter, error = _Loss.apply(self._unrolled, em, loss, image, corrupted, gamma, *weights)
+        return TrainingLoss(total, StepLoss(intra + loss.prior_weight * inter, intra, inter), error)
 
 
 def _is_altered(module: nn.Module) -> bool:
@@ -122,8 +123,8 @@ class _Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, unrolled: "_Unrolled", em, image, corrupted, gamma, step_weights, *weights) -> tuple[Tensor, ...]:
-        losses = unrolled.forward(em, image, corrupted, gamma, step_weights, weights)
+    def forward(ctx, unrolled: "_Unrolled", em, loss, image, corrupted, gamma, *weights) -> tuple[Tensor, ...]:
+        losses = unrolled.forward(em, loss, image, corrupted, gamma, weights)
         ctx.gradients = unrolled.backward() if any(ctx.needs_input_grad) else ()
         ctx.mark_non_differentiable(*losses[1:])
         return losses
@@ -159,15 +160,16 @@ class _Unrolled:
     def forward(
         self,
         em: NeuralEM,
+        loss: NeuralEMLoss,
         image: Tensor,
         corrupted: Tensor,
         gamma: Tensor,
-        step_weights: list[float],
         weights: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
         """The loss; of the last step intra, inter and the reconstruction error. Images are (B, 1, N), gamma is that
         before the first step, weights are U, b, V, the decoder's and the layer norm's."""
-        self.em, self.image, self.corrupted, self.step_weights = em, image, corrupted, step_weights
+        self.em, self.image, self.corrupted, self.prior_weight = em, image, corrupted, loss.prior_weight
+        self.step_weights = step_weights = loss.weights(len(self.s))
         self.u, self.b, self.v, self.w, self.c, *self.norm = weights
         self.sign, self.black = 2 * image - 1, corrupted + image - 1
         self.moments = []
@@ -195,15 +197,22 @@ class _Unrolled:
                 torch.maximum(self.p, torch.add(self.one, self.p, alpha=-1, out=spare), out=spare)
                 positive[-1] -= _sum_of_logs(spare)  # log(1 + exp(-|l|)) = -log max(p, 1 - p)
                 on.append(_dot(self.gamma, torch.mul(s, image, out=spare)))
+                if self.prior_weight != 1:
+                    positive[-1] *= self.prior_weight
+                    on[-1] -= (1 - self.prior_weight) * _dot(self.gamma, self._softplus(s))
             if not last:
                 torch.mul(self.gamma, self.missing, out=self.residual[t + 1])
         losses = (torch.stack(positive) - torch.stack(on)) / len(image)
         counted = [weight for t, weight in enumerate(step_weights) if weight > 0 or t + 1 == len(step_weights)]
-        spare = softplus(torch.mul(s, self.sign, out=spare))
+        spare = self._softplus(s)
         inter = (spare.sum() - _dot(self.gamma, spare)) / len(image)
         mean = torch.sub(corrupted, self.missing, out=spare)
         error = (image - mean.mul_(self.gamma).sum(1, keepdim=True)).square().mean()
-        return _dot(losses, losses.new_tensor(counted)), losses[-1] - inter, inter, error
+        return _dot(losses, losses.new_tensor(counted)), losses[-1] - self.prior_weight * inter, inter, error
+
+    def _softplus(self, s: Tensor) -> Tensor:
+        """Of the logits, into ``spare``."""
+        return aten.softplus.out(torch.mul(s, self.sign, out=self.spare), 1, 40, out=self.spare)
 
     def _e_step(self, scale: Tensor) -> None:
         """From p, gamma and, of the residual, corrupted - mu, which is -p or 1 - p where nothing was corrupted."""
@@ -249,8 +258,11 @@ class _Unrolled:
             torch.sigmoid(s, out=p)
             self._e_step(self.scale[t])
         if self.em.differentiate_responsibilities:
-            # Of gamma: residual = gamma * missing, and the loss has -gamma x l. Then back through the normalisation.
-            d_gamma = torch.mul(s, -weight * self.image, out=s)
+            # Of gamma: residual = gamma * missing, and the loss has gamma ((1 - lambda) e - x l). Then back through
+            # the normalisation.
+            loosened = weight * (1 - self.prior_weight)
+            e = self._softplus(s) if loosened else 0
+            d_gamma = torch.mul(s, -weight * self.image, out=s).add_(e, alpha=loosened)
             if d_residual is not None:
                 d_gamma.addcmul_(missing, d_residual)
             slope = self.scale[t].mul_(self.sign)
@@ -264,10 +276,14 @@ class _Unrolled:
         aten.sigmoid_backward.grad_input(d, p, grad_input=d)  # d mu / d l = mu (1 - mu) = p (1 - p)
         if weight == 0:
             return s.copy_(d)
-        # Of the loss, gamma fixed: mu - gamma x, with mu = corrupted - missing.
-        missing.addcmul_(gamma, self.image)
-        torch.add(d, missing, alpha=-weight, out=s)
-        return s.add_(torch.mul(self.corrupted, weight, out=self.plane))
+        # Of the loss, gamma fixed: mu (lambda + (1 - lambda) gamma) - gamma x, with mu = corrupted - missing.
+        if self.prior_weight == 1:
+            missing.addcmul_(gamma, self.image)
+            torch.add(d, missing, alpha=-weight, out=s)
+            return s.add_(torch.mul(self.corrupted, weight, out=self.plane))
+        torch.addcmul(d, gamma, self.image, value=-weight, out=s)
+        gamma.mul_(1 - self.prior_weight).add_(self.prior_weight)
+        return s.addcmul_(torch.sub(self.corrupted, missing, out=missing), gamma, value=weight)
 
     def _d_units(self, t: int, d_state: Tensor) -> Tensor:
         d_units = self.d_units[t]

@@ -168,7 +168,7 @@ def save(module, batch: dict[str, Tensor], folder: Path, name: str) -> dict[str,
     """
     image, groups = (batch[name][:12].to(module.device) for name in ("image", "groups"))
     with torch.no_grad():
-        trajectory = module(image, generator=module.generator("test", 0))
+        trajectory = module(image, generator=module.generator("test", 0), num_starts=module.num_starts)
     drawn = {
         "groupings by step": ("groupings.png", groupings(image, groups, trajectory, caption=f"first of the {name}")),
         "gallery": ("gallery.png", gallery(image, groups, trajectory[-1], caption=f"{name}, step {len(trajectory)}")),

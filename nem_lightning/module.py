@@ -35,13 +35,17 @@ class NeuralEMModule(pl.LightningModule):
         corruption: noise on the M-step's input while training, from :mod:`nem_lightning.corruption`.
         num_components: K, at least 1.
         num_steps: T, at least 1.
+        num_starts: from how many first responsibilities EM starts in tests and pictures, at least 1; of each image
+            the trajectory that ends with the lowest :func:`~nem_lightning.starts.energy` is kept. Training and
+            validation start once. More than 1 for Bernoulli pixels only.
         detached_epochs: for so many epochs at the start no gradients flow through gamma, at least 0; RNN-EM then
             finds objects sooner, but would lose them again without those gradients.
         decay: whether the learning rate falls to 0 over the run, along half a cosine, step by step.
         seed: of the noise and the first responsibilities, at least 0.
 
     Raises:
-        InputError: K or T below 1, a negative number of epochs, or a loss that does not fit T.
+        InputError: K, T or the number of starts below 1, several starts with Gaussian pixels, a negative number of
+            epochs, or a loss that does not fit T.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class NeuralEMModule(pl.LightningModule):
         corruption: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         num_components: int = 3,
         num_steps: int = 10,
+        num_starts: int = 1,
         detached_epochs: int = 0,
         decay: bool = False,
         seed: int = 0,
@@ -59,6 +64,7 @@ class NeuralEMModule(pl.LightningModule):
         super().__init__()
         require_count("num_components", num_components)
         require_count("num_steps", num_steps)
+        em.require_starts(num_starts)
         require_count("detached_epochs", detached_epochs, minimum=0)
         require_count("seed", seed, minimum=0)
         try:
@@ -72,6 +78,7 @@ class NeuralEMModule(pl.LightningModule):
         self.corruption = corruption
         self.num_components = num_components
         self.num_steps = num_steps
+        self.num_starts = num_starts
         self.detached_epochs = detached_epochs
         self.decay = decay
         self.seed = seed
@@ -136,14 +143,19 @@ class NeuralEMModule(pl.LightningModule):
         return self._generator.manual_seed(int.from_bytes(digest, "little") >> 1)
 
     def forward(
-        self, image: Tensor, corrupted: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        image: Tensor,
+        corrupted: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        num_starts: int = 1,
     ) -> list[Iterate]:
-        """(B, C, H, W) -> the trajectory, T iterates."""
+        """(B, C, H, W) -> the trajectory, T iterates; of several starts the one of lowest energy."""
         return self.em(
             image,
             corrupted,
             num_components=self.num_components,
             num_steps=self.num_steps,
+            num_starts=num_starts,
             generator=generator,
         )
 
@@ -196,7 +208,7 @@ class NeuralEMModule(pl.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image = batch["image"]
-        trajectory = self(image, generator=self.generator("test", batch_idx))
+        trajectory = self(image, generator=self.generator("test", batch_idx), num_starts=self.num_starts)
         for scores, iterate in zip(self.test_scores, trajectory, strict=True):
             scores.update(self.em, image, batch["groups"], iterate, self.loss.of_step(image, iterate))
 

@@ -27,6 +27,8 @@ MOST_STEPS = 20
 OTHER_K = (2, 3, 4, 5, 6)
 OTHER_COUNTS = (2, 3, 4, 5)
 """Objects in an image."""
+OTHER_IMAGES = 2000
+"""How many images each of these is scored on at most."""
 OTHER_COUNTS_SEED = 1000
 """What the images with other numbers of objects are generated from: no seed of a data set here."""
 SPLIT_NAMES = {"val": "validation", "test": "test"}
@@ -79,6 +81,7 @@ class Evaluator:
             "weights": precision,
             "num_components": module.num_components,
             "num_steps": steps,
+            "num_starts": module.num_starts,
             "scores": {
                 "val": scoring.means(scoring.score(scoring.trained(module), self.images["val"])),
                 "test": scoring.means(scores, steps - 1 if row.by_step else -1),
@@ -121,8 +124,9 @@ class Evaluator:
     def _other_k(self, compact: Path) -> list[dict[str, object]]:
         """Scores with other K on the test images, and on images with other numbers of objects."""
         found = []
+        test = scoring.first(self.images["test"], OTHER_IMAGES)
         for objects in OTHER_COUNTS:
-            images = self.images["test"] if objects == 3 else _with_objects(objects, len(self.images["test"]))
+            images = test if objects == 3 else _with_objects(objects, len(test))
             for k in OTHER_K if objects == 3 else sorted({3, objects}):
                 module = checkpoint.load(compact, num_components=k)
                 scores = scoring.means(scoring.score(scoring.trained(module), images))["all"]

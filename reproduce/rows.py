@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2, 3, 4)
 STEPS = (1, 2, 3, 5, 7, 10, 15, 20)
 """T of the rows ``recipe_T<T>``. The recipe's own T is the row ``recipe``, and is not trained twice."""
-RECIPE = ("model=rnn_em", "data=shapes")
+RECIPE = ("experiment=recipe_shapes",)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,23 @@ BASELINES = (
 EM_STEPS = tuple(
     Row(f"recipe_T{steps}", f"our recipe, T={steps}", (*RECIPE, f"model.num_steps={steps}")) for steps in STEPS
 )
-ROWS = {row.name: row for row in (*BASELINES, *TRAINED, *EM_STEPS)}
-GROUPS = {"baselines": BASELINES, "trained": TRAINED, "em_steps": EM_STEPS}
+ABLATIONS = tuple(
+    Row(f"without_{name}", title, (*RECIPE, change))
+    for name, title, change in (
+        ("starts", "one start", "model.num_starts=1"),
+        ("seeds", "first gamma: noise", "model.em.first=noise"),
+        ("lambda", "lambda 1", "model.loss.prior_weight=1"),
+        ("detaching", "gradients through gamma", "model.em.differentiate_responsibilities=true"),
+        ("all_steps", "loss on the last step", "model.loss.step_weights=last"),
+        ("layer_norm", "no layer normalisation", "model.em.m_step.layer_norm=false"),
+        ("noise", "no noise", "model.corruption.prob=0"),
+        ("lr", "Adam 2e-3", "model.optimizer.lr=2e-3"),
+        ("stop", "5 epochs", "trainer.max_epochs=5"),
+    )
+)
+"""The recipe with one thing changed."""
+ROWS = {row.name: row for row in (*BASELINES, *TRAINED, *EM_STEPS, *ABLATIONS)}
+GROUPS = {"baselines": BASELINES, "trained": TRAINED, "em_steps": EM_STEPS, "ablations": ABLATIONS}
 
 
 def select(names: str) -> list[Row]:

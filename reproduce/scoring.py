@@ -58,22 +58,30 @@ def batches(images: TensorImages) -> Iterator[tuple[int, dict[str, Tensor]]]:
         yield index, images.__getitems__(list(range(start, min(start + BATCH, len(images)))))
 
 
-def unroll(module: NeuralEMModule, image: Tensor, index: int, num_steps: int) -> Iterator[Iterate]:
-    """The iterates after steps 1 to T, from the first responsibilities that ``evaluate.py`` draws on a CPU.
+def unroll(module: NeuralEMModule, image: Tensor, index: int, steps: range) -> list[Iterate]:
+    """The iterates after some steps, from the first responsibilities that ``evaluate.py`` draws on a CPU.
+
+    Of several starts, each is from the one of lowest energy after that step, as if it were the last.
 
     Args:
         module: with ``em`` where ``image`` is; the module itself is on the CPU, where the draws are the same on
             every machine.
         image: (B, C, H, W).
         index: of the batch.
-        num_steps: T.
+        steps: which, the first step being 1.
     """
-    em = module.em
-    start = em.start(image.to(module.device), module.num_components, module.generator("test", index))
-    iterate = Iterate(*(value.to(image.device) for value in start))
-    for _ in range(num_steps):
-        iterate = em.step(iterate, image, image)
-        yield iterate
+    em, generator = module.em, module.generator("test", index)
+    best: dict[int, Iterate] = {}
+    for _ in range(module.num_starts):
+        start = em.start(image.to(module.device), module.num_components, generator)
+        iterate = Iterate(*(value.to(image.device) for value in start))
+        for step in range(1, steps.stop):
+            iterate = em.step(iterate, image, image)
+            if step in best:
+                best[step] = iterate.where(em.energy(image, iterate) < em.energy(image, best[step]), best[step])
+            elif step in steps:
+                best[step] = iterate
+    return list(best.values())
 
 
 def trained(module: NeuralEMModule, num_steps: int | None = None, every_step: bool = False) -> Grouper:
@@ -85,13 +93,13 @@ def trained(module: NeuralEMModule, num_steps: int | None = None, every_step: bo
         every_step: whether every step is scored, or the last alone.
     """
     num_steps = num_steps or module.num_steps
+    steps = range(1 if every_step else num_steps, num_steps + 1)
     module.seed = DRAWS
     module.em.to(device())
 
     def group(image: Tensor, index: int) -> Iterator[Grouping]:
-        for step, iterate in enumerate(unroll(module, image, index, num_steps), start=1):
-            if every_step or step == num_steps:
-                yield Grouping(iterate.labels, (iterate.responsibilities * iterate.mean).sum(1))
+        for iterate in unroll(module, image, index, steps):
+            yield Grouping(iterate.labels, (iterate.responsibilities * iterate.mean).sum(1))
 
     return group
 

@@ -14,7 +14,6 @@ from test_em import authors_model
 from tiny import TinyImages, tiny_module, tiny_trainer
 from torch import nn
 
-from nem_lightning import fast_path
 from nem_lightning.em import NeuralEM
 from nem_lightning.fast_path import FastPath, TrainingLoss
 from nem_lightning.likelihoods import Bernoulli, Gaussian
@@ -74,14 +73,28 @@ def values_and_gradients(compute, em, loss, image, corrupted, sizes) -> tuple[to
     smoothing=st.sampled_from([1e-20, 1e-6, 0.1]),
     initial_mean=st.floats(-1, 1),
     differentiate=st.booleans(),
+    prior_weight=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    first=st.sampled_from(["noise", "seeds"]),
     weights=st.one_of(
         st.sampled_from(["last", "all"]), st.lists(st.sampled_from([0.0, 0.3, 2.0]), min_size=4, max_size=4)
     ),
 )
-@example(2, 3, 2, 4, "tanh", True, 4.0, 1e-20, 0.2734375, True, "last")  # logits beyond 20
+@example(2, 3, 2, 4, "tanh", True, 4.0, 1e-20, 0.2734375, True, 1.0, "noise", "last")  # logits beyond 20
 @settings(max_examples=200)
 def test_it_is_the_loop(
-    seed, batch, components, steps, activation, layer_norm, scale, smoothing, initial_mean, differentiate, weights
+    seed,
+    batch,
+    components,
+    steps,
+    activation,
+    layer_norm,
+    scale,
+    smoothing,
+    initial_mean,
+    differentiate,
+    prior_weight,
+    first,
+    weights,
 ):
     torch.manual_seed(seed)
     em = model(
@@ -91,23 +104,26 @@ def test_it_is_the_loop(
         smoothing=smoothing,
         initial_mean=initial_mean,
         differentiate_responsibilities=differentiate,
+        first=first,
     )
     if not isinstance(weights, str):
         weights = weights[:steps] if any(weights[:steps]) else "last"
-    loss = NeuralEMLoss(Bernoulli(), step_weights=weights)
+    loss = NeuralEMLoss(Bernoulli(), prior_weight=prior_weight, step_weights=weights)
     sizes = {"num_components": components, "num_steps": steps}
     corrupted = torch.rand(batch, *SHAPE, dtype=torch.float64)
     assert_same(em, loss, binary(batch, *SHAPE), corrupted, sizes, 1e-9)
 
 
+@pytest.mark.parametrize("prior_weight", [1.0, 2.0])
 @pytest.mark.parametrize("differentiate", [True, False])
-def test_it_is_the_loop_at_its_real_size_in_single_precision(differentiate):
+def test_it_is_the_loop_at_its_real_size_in_single_precision(differentiate, prior_weight):
     torch.manual_seed(0)
     em = NeuralEM(RecurrentMStep((1, 28, 28), layer_norm=True), Bernoulli())
     em.differentiate_responsibilities = differentiate
     image = binary(8, 1, 28, 28, dtype=torch.float32)
     sizes = {"num_components": 3, "num_steps": 10}
-    assert_same(em, NeuralEMLoss(Bernoulli(), step_weights="all"), image, None, sizes, 1e-5)
+    loss = NeuralEMLoss(Bernoulli(), prior_weight=prior_weight, step_weights="all")
+    assert_same(em, loss, image, None, sizes, 1e-5)
 
 
 def test_it_reproduces_the_authors_trace(monkeypatch):
@@ -115,7 +131,7 @@ def test_it_reproduces_the_authors_trace(monkeypatch):
     trace = np.load(ROOT / "tests" / "reference" / "rnn_em.npz")
     em, gradients = authors_model("rnn_em", trace)
     image, gamma = (torch.tensor(trace[key], dtype=torch.float64).movedim(-1, -3) for key in ("image", "gamma0"))
-    monkeypatch.setattr(fast_path, "first_responsibilities", lambda *arguments: gamma)
+    monkeypatch.setattr(em, "first_responsibilities", lambda *arguments: gamma)
     loss, path = NeuralEMLoss(Bernoulli()), FastPath()
     assert path.applies(em, loss, image)
     result = path(em, loss, image, num_components=3, num_steps=10)
@@ -230,8 +246,6 @@ def change(kind: str):
             loss.likelihood = Gaussian()
         case "prior":
             loss.prior = 0.1
-        case "prior weight":
-            loss.prior_weight = 0.5
         case "smoothing":
             em.smoothing = 0.0
         case "grey image":
@@ -258,7 +272,6 @@ KINDS = [
     "likelihood",
     "loss likelihood",
     "prior",
-    "prior weight",
 ]
 KINDS += ["smoothing", "grey image", "single precision image", "other image size"]
 

@@ -77,13 +77,19 @@ def test_images_with_and_without_overlap_are_apart():
     assert (found["no_overlap"]["images"], found["no_overlap"]["scored"], found["no_overlap"]["ari"]) == (3, 2, 0.25)
 
 
-def test_a_step_scored_among_all_is_the_step_scored_alone():
+@pytest.mark.parametrize("num_starts", [1, 3])
+def test_a_step_scored_among_all_is_the_step_scored_alone(num_starts):
     images = TensorImages((torch.rand(70, *SHAPE) > 0.5).to(torch.uint8), torch.randint(0, 3, (70, 6, 5)))
-    every = scoring.score(scoring.trained(tiny_module(), 5, every_step=True), images)
-    alone = scoring.score(scoring.trained(tiny_module(num_steps=3)), images)
+    every = scoring.score(scoring.trained(tiny_module(num_starts=num_starts), 5, every_step=True), images)
+    module = tiny_module(num_steps=3, num_starts=num_starts)
+    alone = scoring.score(scoring.trained(module), images)
     for name in scoring.SCORES:
         assert every.values[name].shape == (5, 70)
         np.testing.assert_array_equal(every.values[name][2], alone.values[name][0])
+    image = images.images[:64].float()
+    last = module(image, generator=module.generator("test", 0), num_starts=num_starts)[-1]  # as evaluate.py has it
+    expected = (image - (last.responsibilities * last.mean).sum(1)).double().square().flatten(1).mean(1)
+    np.testing.assert_allclose(alone.values["reconstruction_error"][0, :64], expected.detach(), rtol=1e-6)
 
 
 def nem(seed: int, scale: float, hidden_size: int) -> NeuralEM:

@@ -1,29 +1,18 @@
 """Tables and figures, from the scores in ``results/rows/`` alone."""
 
 import csv
-import math
-import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nem_lightning.errors import require
 from nem_lightning.files import atomic_file
 from reproduce import plots
 from reproduce.evaluation import read
+from reproduce.page import STAGES, Rows, command, markdown, mean_and_deviation, score, stops
 from reproduce.rows import ROWS
 from reproduce.scoring import SCORES, SUBSETS
 from reproduce.training import different
-
-STAGES = {"test": "test", "val": "validation"}
-SUBSET_TITLES = {"all": "all", "overlap": "overlapping", "no_overlap": "not overlapping"}
-SCORE_TITLES = {
-    "ami_max": "AMI (max)",
-    "ami_arithmetic": "AMI (arithmetic)",
-    "ari": "ARI",
-    "reconstruction_error": "reconstruction error",
-}
-Rows = dict[str, list[dict]]
 
 
 def read_rows(results: Path) -> Rows:
@@ -48,46 +37,6 @@ def read_rows(results: Path) -> Rows:
                 f"settings ({', '.join(others[:3])}); delete the older and train it again",
             )
     return {name: found[name] for name in (*ROWS, *sorted(found.keys() - ROWS.keys())) if name in found}
-
-
-def mean_and_deviation(values: Iterable[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation; None where there is no value, or for the deviation of one."""
-    known = [value for value in values if value is not None]
-    return (
-        math.fsum(known) / len(known) if known else None,
-        statistics.stdev(known) if len(known) > 1 else None,
-    )
-
-
-def text(values: Iterable[float | None], digits: int) -> str:
-    """``mean ± deviation``."""
-    mean, deviation = mean_and_deviation(values)
-    if mean is None:
-        return "-"
-    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
-
-
-def stops(rows: Sequence[Mapping]) -> str:
-    """Why the runs of a row stopped, such as ``4 early stopping, 1 cut short after 30 of 500 epochs``."""
-    if "epochs" not in rows[0]:
-        return "-"
-    said = Counter(
-        f"**cut short** after {row['epochs']} of {row['planned_epochs']} epochs"
-        if row["stop"] == "cut short"
-        else row["stop"]
-        for row in rows
-    )
-    return ", ".join(what if len(said) == 1 else f"{count} {what}" for what, count in said.items())
-
-
-def command(rows: Sequence[Mapping]) -> str:
-    """The command of a row, all seeds in one."""
-    commands = {row["command"].replace(f"seed={row['seed']}", "seed=<seed>") for row in rows if "command" in row}
-    return ", ".join(f"`{one}`" for one in sorted(commands)) or "-"
-
-
-def score(row: Mapping, stage: str, subset: str, name: str) -> float | None:
-    return row["scores"][stage][subset][name]
 
 
 def write(results: Path) -> dict[str, Path]:
@@ -119,71 +68,6 @@ def write(results: Path) -> dict[str, Path]:
 def baseline(rows: Rows) -> float | None:
     """AMI (max) of k-means on the test images."""
     return mean_and_deviation(score(row, "test", "all", "ami_max") for row in rows.get("kmeans", []))[0]
-
-
-def markdown(rows: Rows) -> str:
-    """``table.md``."""
-    of_images = sorted({row["scores"]["test"]["all"]["images"] for found in rows.values() for row in found})
-    head = [
-        "# Shapes",
-        "",
-        f"Written by `python -m reproduce` from `rows/`. Test and validation images: {', '.join(map(str, of_images))} "
-        "each. Means over images, best checkpoint by validation reconstruction error, last EM step; ± is the sample "
-        "standard deviation over seeds. Scores count pixels of exactly one object; *overlapping* are images in which "
-        "objects overlap, *not overlapping* the others. The first responsibilities are drawn with `seed=0`, as "
-        "`python evaluate.py` does.",
-        "",
-    ]
-    summary = [
-        (
-            "",
-            "seeds",
-            "AMI (max)",
-            "AMI (arithmetic)",
-            "ARI",
-            "reconstruction error",
-            "AMI (max), overlapping",
-            "AMI (max), not overlapping",
-            "epochs",
-            "stopped by",
-        )
-    ]
-    for found in rows.values():
-        cells = [text((score(row, "test", "all", name) for row in found), 4) for name in SCORES]
-        parts = [text((score(row, "test", subset, "ami_max") for row in found), 4) for subset in SUBSETS[1:]]
-        epochs = text((row.get("epochs") for row in found), 1)
-        summary.append((found[0]["title"], str(len(found)), *cells, *parts, epochs, stops(found)))
-    detail = [("", "images", "", *SCORE_TITLES.values())]
-    for found in rows.values():
-        for stage, stage_title in STAGES.items():
-            for subset in SUBSETS:
-                cells = [text((score(row, stage, subset, name) for row in found), 4) for name in SCORES]
-                detail.append((found[0]["title"], stage_title, SUBSET_TITLES[subset], *cells))
-    trained = [("", "command", "hours a run", "trained on", "weights")]
-    for found in rows.values():
-        if "command" in found[0]:
-            hours = [row["seconds"] / 3600 if row["seconds"] is not None else None for row in found]
-            machines = {_machine(row["trained_on"]) for row in found}
-            weights = {row["weights"] for row in found}
-            said = (command(found), text(hours, 2), "; ".join(sorted(machines)), ", ".join(sorted(weights)))
-            trained.append((found[0]["title"], *said))
-    sections = [*head, "## Test images", "", *table(summary)]
-    sections += ["", "## All scores", "", *table(detail)]
-    if len(trained) > 1:
-        sections += ["", "## How they were trained", "", *table(trained)]
-    return "\n".join(sections) + "\n"
-
-
-def _machine(machine: Mapping | None) -> str:
-    if machine is None:
-        return "not noted"
-    return f"{machine['device']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}"
-
-
-def table(lines: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first line is its head."""
-    rule = ["---"] * len(lines[0])
-    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (lines[0], rule, *lines[1:])]
 
 
 def csv_rows(rows: Rows) -> list[dict]:

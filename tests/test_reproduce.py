@@ -95,12 +95,15 @@ def test_tables_from_scores(tmp_path):
         ]
         write_scores(tmp_path, "recipe", seed, ami + 0.1, **EARLY, by_step=steps)
         write_scores(tmp_path, "recipe_T7", seed, ami, **{**EARLY, "num_steps": 7})
+        write_scores(tmp_path, "without_noise", seed, ami - 0.2, **EARLY)
     places = tables.write(tmp_path)
     assert all(path.stat().st_size > 100 for path in places.values())
     assert "em_steps.png" in places and "other_k.csv" not in places
     text = places["table"].read_text()
-    assert "| KMEANS | 1 | 0.8000 | 0.8000 | 0.8000 | - |" in text
-    assert "| NEM | 3 | 0.7300 ± 0.0361 |" in text  # sample deviation of 0.70, 0.72, 0.77
+    assert "| KMEANS | 1 | 8 | 0.8000 | 0.8000 | 0.8000 | - |" in text
+    assert "| NEM | 3 | 8 | 0.7300 ± 0.0361 |" in text  # sample deviation of 0.70, 0.72, 0.77
+    assert "| RECIPE | 3 | 0.8300 ± 0.0361 | 0.8300 ± 0.0361 | 8 | 0.0083 ± 0.0004 |" in text
+    assert "| WITHOUT_NOISE | 3 | 0.5300 ± 0.0361 | 0.5300 ± 0.0361 | 8 |" in text
     assert "9.0 ± 5.2 | 2 early stopping, 1 **cut short** after 3 of 500 epochs |" in text
     assert "| `python train.py seed=<seed>` | 0.50 ± 0.00 | not noted | float32 |" in text
     with open(tmp_path / "table.csv") as file:

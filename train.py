@@ -34,7 +34,7 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     module = instantiate(config.model)
     module.check_images(datamodule)
     if config.ckpt_path is not None:
-        checkpoint.weights(checkpoint.read(config.ckpt_path), module, config.ckpt_path)  # raises where they do not fit
+        checkpoint.weights(checkpoint.read_run(config.ckpt_path), module, config.ckpt_path)  # raises if they do not fit
     plain_config = OmegaConf.to_container(config, resolve=True)
     callbacks = [*instantiate(config.callbacks).values(), checkpoint.SaveConfig(plain_config)]
     if rank_zero_only.rank == 0:

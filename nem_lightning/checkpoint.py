@@ -77,6 +77,20 @@ def read(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def read_run(path: str | Path) -> dict[str, Any]:
+    """A checkpoint that training can go on from, as a dictionary.
+
+    Raises:
+        InputError: as :func:`read`, or it holds weights alone.
+    """
+    checkpoint = read(path)
+    require(
+        "optimizer_states" in checkpoint,
+        f"ckpt_path={path}: holds weights alone, no state of training; evaluate.py can score it",
+    )
+    return checkpoint
+
+
 def weights(checkpoint: dict[str, Any], module: NeuralEMModule, path: str | Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint that was read from ``path``, for ``module.em``.
 

@@ -137,7 +137,7 @@ class RunFolder:
                 except InputError as error:
                     log.warning("%s; it is passed over", str(error).removeprefix("ckpt_path="))
         if first is not None:
-            steps[Path(first)] = checkpoint.read(first)["global_step"]
+            steps[Path(first)] = checkpoint.read_run(first)["global_step"]
         return max(steps, key=steps.__getitem__, default=None)
 
     def finish(self, scores: dict[str, Any]) -> None:

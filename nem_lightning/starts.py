@@ -69,8 +69,8 @@ def energy(image: Tensor, params: Tensor, responsibilities: Tensor) -> Tensor:
     """
     image = image.unsqueeze(1)
     taken = responsibilities * image
-    surprise = F.softplus(torch.where(image > 0, -params, params))  # -log P(x | mu)
-    bright = taken.sum((2, 3, 4))  # M u, (B, K)
+    surprise = F.softplus(params * (1 - 2 * image))  # -log P(x | mu)
+    bright = taken.flatten(2).sum(2)  # M u, (B, K)
     total = bright.sum(1, keepdim=True)
     uneven = torch.xlogy(bright, bright / total.clamp_min(1e-9)).sum(1) + total[:, 0] * math.log(params.shape[1])
-    return ((1 - image + taken) * surprise).sum((1, 2, 3, 4)) + uneven
+    return torch.linalg.vecdot((1 - image + taken).flatten(1), surprise.flatten(1)) + uneven

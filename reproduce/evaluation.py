@@ -27,7 +27,7 @@ MOST_STEPS = 20
 OTHER_K = (2, 3, 4, 5, 6)
 OTHER_COUNTS = (2, 3, 4, 5)
 """Objects in an image."""
-OTHER_IMAGES = 2000
+OTHER_IMAGES = 1000
 """How many images each of these is scored on at most."""
 OTHER_COUNTS_SEED = 1000
 """What the images with other numbers of objects are generated from: no seed of a data set here."""

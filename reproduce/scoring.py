@@ -71,17 +71,17 @@ def unroll(module: NeuralEMModule, image: Tensor, index: int, steps: range) -> l
         steps: which, the first step being 1.
     """
     em, generator = module.em, module.generator("test", index)
-    best: dict[int, Iterate] = {}
+    best: dict[int, tuple[Tensor, Iterate]] = {}  # by step, and how high its energy is
     for _ in range(module.num_starts):
         start = em.start(image.to(module.device), module.num_components, generator)
         iterate = Iterate(*(value.to(image.device) for value in start))
         for step in range(1, steps.stop):
             iterate = em.step(iterate, image, image)
-            if step in best:
-                best[step] = iterate.where(em.energy(image, iterate) < em.energy(image, best[step]), best[step])
-            elif step in steps:
-                best[step] = iterate
-    return list(best.values())
+            if step in steps:
+                energy = em.energy(image, iterate)
+                lowest, kept = best.get(step, (energy, iterate))
+                best[step] = torch.minimum(energy, lowest), iterate.where(energy < lowest, kept)
+    return [iterate for _, iterate in best.values()]
 
 
 def trained(module: NeuralEMModule, num_steps: int | None = None, every_step: bool = False) -> Grouper:

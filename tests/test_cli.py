@@ -13,6 +13,8 @@ import torch
 import yaml
 from conftest import ROOT
 
+from reproduce import shipping
+
 SMOKE = ["experiment=smoke", "logger=none", "trainer.accelerator=cpu"]
 
 
@@ -184,6 +186,16 @@ def test_a_checkpoint_that_does_not_fit_gets_one_line(run, tmp_path):
         printed = run("train.py", *SMOKE, "ckpt_path=here/checkpoints/last.ckpt", setting, status=1)
         assert "ckpt_path=here/checkpoints/last.ckpt: does not fit this model: m_step." in printed
         assert mismatch in printed and "Traceback" not in printed
+
+
+def test_a_checkpoint_of_weights_alone_is_for_evaluate(run, tmp_path):
+    """Such as those in ``results/checkpoints/``."""
+    run("train.py", *SMOKE, "hydra.run.dir=here")
+    shipping.compact(tmp_path / "here" / "checkpoints" / "best.ckpt", tmp_path / "shipped.ckpt")
+    printed = run("train.py", *SMOKE, "ckpt_path=shipped.ckpt", status=1)
+    assert "ckpt_path=shipped.ckpt: holds weights alone, no state of training" in printed
+    assert "Traceback" not in printed and not list(tmp_path.glob("outputs/*/config.yaml"))
+    run("evaluate.py", "ckpt_path=shipped.ckpt", "trainer.limit_test_batches=1")
 
 
 def test_going_on_with_a_finished_run_scores_it_again(run, tmp_path):

@@ -8,7 +8,7 @@ from nem_lightning.runs import RunFolder
 
 def save(path, global_step: int) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"global_step": global_step, checkpoint.KEY: {}}, path)
+    torch.save({"global_step": global_step, "optimizer_states": [], checkpoint.KEY: {}}, path)
     return str(path)
 
 

@@ -11,7 +11,7 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 reproduce: $(VENV)/installed
 	$(VENV)/bin/python -m reproduce $(ARGS)

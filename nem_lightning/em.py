@@ -22,18 +22,13 @@ class Iterate(NamedTuple):
     """What the decoder gives, (B, K, C, H, W): logits for Bernoulli, means for Gaussian pixels."""
     mean: Tensor
     """mu, (B, K, C, H, W)."""
-    log_responsibilities: Tensor
-    """log gamma, (B, K, 1, H, W); exp of it sums to 1 over K."""
-
-    @property
-    def responsibilities(self) -> Tensor:
-        """gamma, (B, K, 1, H, W)."""
-        return self.log_responsibilities.exp()
+    responsibilities: Tensor
+    """gamma, (B, K, 1, H, W); sums to 1 over K."""
 
     @property
     def labels(self) -> Tensor:
         """The component that each pixel belongs to most, (B, H, W), integers 0 to K-1."""
-        return self.log_responsibilities.squeeze(2).argmax(1)
+        return self.responsibilities.squeeze(2).argmax(1)
 
     def where(self, mask: Tensor, other: "Iterate") -> "Iterate":
         """This one for the images where ``mask``, (B,) boolean, is True, the other one elsewhere."""
@@ -146,7 +141,7 @@ class NeuralEM(nn.Module):
         """theta = 0, mu = initial_mean, and the first gamma. No ``params`` yet (mu in its place)."""
         state = image.new_zeros(len(image), num_components, self.m_step.state_size)
         mean = image.new_full((len(image), num_components, *image.shape[1:]), self.initial_mean)
-        return Iterate(state, mean, mean, self.first_responsibilities(image, num_components, generator).log())
+        return Iterate(state, mean, mean, self.first_responsibilities(image, num_components, generator))
 
     def first_responsibilities(
         self, image: Tensor, num_components: int, generator: torch.Generator | None = None
@@ -170,7 +165,7 @@ class NeuralEM(nn.Module):
         return Iterate(state, params, self.likelihood.mean(params), self.e_step(image, params))
 
     def e_step(self, image: Tensor, params: Tensor) -> Tensor:
-        """log gamma, with gamma_k proportional to P(x | mu_k) + smoothing and pi uniform (equation 3).
+        """gamma, with gamma_k proportional to P(x | mu_k) + smoothing and pi uniform (equation 3).
 
         Args:
             image: (B, C, H, W).
@@ -180,12 +175,12 @@ class NeuralEM(nn.Module):
             (B, K, 1, H, W).
         """
         log_prob = self.likelihood.log_prob(image.unsqueeze(1), params)
-        if self.smoothing > 0:
-            log_prob = torch.logaddexp(log_prob, log_prob.new_tensor(math.log(self.smoothing)))
-        log_responsibilities = log_prob.log_softmax(1)
         if not self.differentiate_responsibilities:
-            log_responsibilities = log_responsibilities.detach()
-        return log_responsibilities
+            log_prob = log_prob.detach()
+        if self.smoothing == 0:
+            return log_prob.softmax(1)
+        prob = log_prob.exp() + self.smoothing
+        return prob / prob.sum(1, keepdim=True)
 
     def energy(self, image: Tensor, iterate: Iterate) -> Tensor:
         """:func:`~nem_lightning.starts.energy` of an iterate, (B,)."""

@@ -38,16 +38,18 @@ class Bernoulli:
         Returns:
             (B, K, 1, H, W).
         """
-        return (image * params - softplus(params)).sum(2, keepdim=True)
+        return _over_channels(image * params - softplus(params))
 
     def kl_from_prior(self, prior: float, params: Tensor) -> Tensor:
         """KL(Bernoulli(prior) || Bernoulli(mu)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W).
 
         For the black prior, p = 0, this is -log(1 - mu).
         """
+        if prior == 0:
+            return _over_channels(softplus(params))
         p = torch.as_tensor(prior, dtype=params.dtype, device=params.device)
         negative_entropy = torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)
-        return (negative_entropy + softplus(params) - p * params).sum(2, keepdim=True)
+        return _over_channels(negative_entropy + softplus(params) - p * params)
 
 
 class Gaussian:
@@ -74,8 +76,13 @@ class Gaussian:
     def log_prob(self, image: Tensor, params: Tensor) -> Tensor:
         """log N(x; mu, sigma^2), in nats: (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""
         log_density = -0.5 * ((image - params) / self.sigma) ** 2
-        return (log_density - math.log(self.sigma * math.sqrt(2 * math.pi))).sum(2, keepdim=True)
+        return _over_channels(log_density - math.log(self.sigma * math.sqrt(2 * math.pi)))
 
     def kl_from_prior(self, prior: float, params: Tensor) -> Tensor:
         """KL(N(prior, sigma^2) || N(mu, sigma^2)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W)."""
-        return (0.5 * ((params - prior) / self.sigma) ** 2).sum(2, keepdim=True)
+        return _over_channels(0.5 * ((params - prior) / self.sigma) ** 2)
+
+
+def _over_channels(values: Tensor) -> Tensor:
+    """Their sum, (B, K, C, H, W) -> (B, K, 1, H, W)."""
+    return values if values.shape[2] == 1 else values.sum(2, keepdim=True)

@@ -77,7 +77,7 @@ class StepScores(nn.Module):
         self.means["reconstruction_error"].update(reconstruction_error(image, iterate), batch)
         scored = groups != 0
         if scored.any():
-            largest = iterate.log_responsibilities.amax(1).squeeze(1).exp()  # (B, H, W)
+            largest = iterate.responsibilities.amax(1).squeeze(1)  # (B, H, W)
             self.means["confidence"].update(largest[scored].mean(), scored.sum())
         self.means["log_likelihood"].update(em.log_likelihood(image, iterate.params).mean(), batch)
 

@@ -50,7 +50,7 @@ def assert_reproduces(name: str, path: Path, every: int, every_gradient: int) ->
     loss = NeuralEMLoss(Bernoulli())
     image = torch.tensor(trace["image"], dtype=torch.float64).movedim(-1, -3)
     gamma = torch.tensor(trace["gamma0"], dtype=torch.float64).movedim(-1, -3).requires_grad_()
-    iterate = em.start(image, 3)._replace(log_responsibilities=gamma.log())
+    iterate = em.start(image, 3)._replace(responsibilities=gamma)
     means, responsibilities, states, losses = [], [], [], []
     for _ in range(STEPS):
         iterate = em.step(iterate, image, image)
@@ -168,7 +168,7 @@ def test_a_small_enough_n_em_step_never_lowers_the_log_likelihood(seed, binary, 
     state = torch.randn_like(iterate.state)
     params = em.m_step.decode(state)
     iterate = iterate._replace(
-        state=state, params=params, mean=em.likelihood.mean(params), log_responsibilities=em.e_step(image, params)
+        state=state, params=params, mean=em.likelihood.mean(params), responsibilities=em.e_step(image, params)
     )
     for _ in range(3):
         before = em.log_likelihood(image, iterate.params)
@@ -183,7 +183,7 @@ def test_responsibilities_are_distributions_and_components_are_exchangeable(seed
     image = images(2, binary)
     start = em.start(image, components)
     order = torch.randperm(components)
-    swapped = start._replace(log_responsibilities=start.log_responsibilities[:, order])
+    swapped = start._replace(responsibilities=start.responsibilities[:, order])
     one, other = em.step(start, image, image), em.step(swapped, image, image)
     for iterate in (start, one):
         assert torch.allclose(iterate.responsibilities.sum(1), torch.ones((), dtype=torch.float64))
@@ -209,15 +209,15 @@ def test_one_component_takes_every_pixel():
 def test_extreme_means_give_finite_responsibilities_without_smoothing():
     em = small_model("recurrent", False, smoothing=0.0)
     params = torch.tensor([1e3, 2e3], dtype=torch.float64).view(1, 2, 1, 1, 1).expand(1, 2, 2, 3, 4)
-    log_gamma = em.e_step(images(1, False), params)
-    assert log_gamma.isfinite().all() and (log_gamma.exp()[:, 0] == 1).all()
+    gamma = em.e_step(images(1, False), params)
+    assert gamma.isfinite().all() and (gamma[:, 0] == 1).all()
 
 
 def test_no_gradient_flows_through_responsibilities_when_asked():
     torch.manual_seed(0)
     em = small_model("recurrent", True, differentiate_responsibilities=False)
     trajectory = em(images(2, True), num_steps=2)
-    assert not any(iterate.log_responsibilities.requires_grad for iterate in trajectory)
+    assert not any(iterate.responsibilities.requires_grad for iterate in trajectory)
     assert trajectory[-1].mean.requires_grad
 
 
@@ -227,7 +227,7 @@ def test_noise_reaches_the_m_step_only():
     (clean,) = em(image, image, num_steps=1, generator=torch.Generator().manual_seed(0))
     (noisy,) = em(image, 1 - image, num_steps=1, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(clean.params, noisy.params)
-    assert torch.equal(noisy.log_responsibilities, em.e_step(image, noisy.params))
+    assert torch.equal(noisy.responsibilities, em.e_step(image, noisy.params))
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -86,7 +86,7 @@ def test_energy_prefers_a_component_for_each_object():
     image = masks.amax(0, keepdim=True)
     apart, merged = masks.unsqueeze(0) * 12 - 6, torch.stack([image[0], torch.zeros(1, 8, 8)]).unsqueeze(0) * 12 - 6
     em = NeuralEM(RecurrentMStep((1, 8, 8), 2), Bernoulli())
-    found = [energy(image, params, em.e_step(image, params).exp()) for params in (apart, merged)]
+    found = [energy(image, params, em.e_step(image, params)) for params in (apart, merged)]
     assert found[0] < found[1]
 
 

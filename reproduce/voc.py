@@ -47,7 +47,7 @@ def main() -> None:
     try:
         run(arguments.devkit, data_dir / "cache", arguments.checkpoint, arguments.split, arguments.out, Console())
     except InputError as error:
-        sys.exit(f"reproduce.voc: {error}")
+        sys.exit(f"reproduce.voc: {str(error).replace('ckpt_path=', '--checkpoint ')}")
 
 
 def run(devkit: Path, cache_dir: Path, checkpoints: list[Path], split: str, out: Path, console: Console) -> None:

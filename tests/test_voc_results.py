@@ -246,7 +246,7 @@ def test_errors_are_one_line_and_nothing_is_written(trained, tmp_path, monkeypat
     of, devkit = trained
     for arguments, message in (
         ((devkit, tmp_path, "--checkpoint", of(3), of(2)), r"k2_0.ckpt: num_components is 2, the first one's 3"),
-        ((devkit, tmp_path, "--checkpoint", "nowhere.ckpt"), "nowhere.ckpt: no such file"),
+        ((devkit, tmp_path, "--checkpoint", "nowhere.ckpt"), "reproduce.voc: --checkpoint nowhere.ckpt: no such file"),
         ((devkit / "nowhere", tmp_path), r"nowhere/VOC2012: no such folder"),
         ((devkit, of(3)), r"--out .*: cannot be written"),
     ):

@@ -166,7 +166,7 @@ class _Started:
         self.run = run
         earlier = run.goes_on_from()
         before = _record(run.folder) or (_record(earlier.parents[1]) if earlier else {})
-        self._before, self._start, self._noted = before.get("seconds", 0.0), time.monotonic(), 0.0
+        self._before, self._start, self._noted = before.get("seconds", 0.0), time.time(), 0.0
         self._machine = {**machine(device()), "cores": os.cpu_count(), "threads": threads}
         arguments = [*run.arguments, f"hydra.run.dir={run.folder}", "logger=csv"]
         arguments += [f"ckpt_path={earlier}"] if earlier else []
@@ -186,7 +186,9 @@ class _Started:
 
     @property
     def seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
+        """Until now, or until it ended: we may have been busy with scores since then."""
+        running = self.process.poll() is None
+        return self._before + (time.time() if running else self.log.stat().st_mtime) - self._start
 
     def note(self, now: bool = False) -> None:
         """Write down how long it has been trained, from time to time."""

@@ -241,6 +241,17 @@ def test_the_driver(reproduce, tmp_path, data_dir):
     assert "reconstruction_error differ from the table's by more than 0.001" in reproduce("--evaluate", status=1)
 
 
+def test_a_run_takes_no_time_once_it_has_ended(tmp_path, monkeypatch):
+    """However long its scores wait for those of others."""
+    monkeypatch.setattr(training, "ROOT", tmp_path)
+    (tmp_path / "train.py").write_text("print('done')")
+    started = training._Started(training.Run(rows.ROWS["nem"], 0, tmp_path), 1)
+    started.process.wait()
+    seconds = started.seconds
+    time.sleep(0.3)
+    assert started.seconds == seconds < 60
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -261,8 +261,10 @@ class _Unrolled:
             # Of gamma: residual = gamma * missing, and the loss has gamma ((1 - lambda) e - x l). Then back through
             # the normalisation.
             loosened = weight * (1 - self.prior_weight)
-            e = self._softplus(s) if loosened else 0
-            d_gamma = torch.mul(s, -weight * self.image, out=s).add_(e, alpha=loosened)
+            e = self._softplus(s) if loosened else None
+            d_gamma = torch.mul(s, -weight * self.image, out=s)
+            if loosened:
+                d_gamma.add_(e, alpha=loosened)
             if d_residual is not None:
                 d_gamma.addcmul_(missing, d_residual)
             slope = self.scale[t].mul_(self.sign)

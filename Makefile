@@ -1,13 +1,15 @@
-# make train: train RNN-EM on Shapes.  make test: run the tests.  make reproduce: train, score and tabulate all rows of
-# the results (days on a CPU).  make evaluate: score the shipped checkpoints again.  Each sets up .venv first.
+# make train: train RNN-EM on Shapes, by our recipe (another file of conf/experiment: EXPERIMENT=smoke).  make test: run
+# the tests.  make reproduce: train, score and tabulate all rows of the results (days on a CPU).  make evaluate: score the
+# shipped checkpoints again.  Each sets up .venv first.
 PYTHON ?= python3
 VENV := .venv
+EXPERIMENT ?= recipe_shapes
 ARGS ?=
 
 .PHONY: train test reproduce evaluate clean
 
 train: $(VENV)/installed
-	$(VENV)/bin/python train.py model=rnn_em data=shapes $(ARGS)
+	$(VENV)/bin/python train.py experiment=$(EXPERIMENT) $(ARGS)
 
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .

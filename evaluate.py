@@ -39,7 +39,7 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     batch = next(iter(datamodule.eval_dataloader(config.split)))
     pictures = figures.save(module, batch, folder.path, f"{config.split} images")
     console = Console()
-    title = f"K={module.num_components}, {config.split} images, by EM step"
+    title = f"K={module.num_components}, {config.split} images, by EM step{cli.best_of(module)}"
     cli.print_scores_by_step(title, module.test_scores_by_step, console)
     cli.print_places({"scores": folder.path / SCORES, **pictures}, console)
 

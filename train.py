@@ -78,7 +78,7 @@ def summarise(module, datamodule, places: dict[str, str], console: Console) -> N
 
     batch = next(iter(datamodule.test_dataloader()))
     pictures = figures.save(module, batch, Path(places["run folder"]), "test images")
-    cli.print_scores_by_step("Test scores, by EM step", module.test_scores_by_step, console)
+    cli.print_scores_by_step(f"Test scores, by EM step{cli.best_of(module)}", module.test_scores_by_step, console)
     cli.print_places({**places, **pictures}, console)
 
 

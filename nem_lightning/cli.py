@@ -121,6 +121,11 @@ def print_scores_by_step(title: str, scores: list[dict[str, float]], console: Co
     console.print(table)
 
 
+def best_of(module) -> str:
+    """What a title says of several starts."""
+    return f", the best of {module.num_starts} starts" if module.num_starts > 1 else ""
+
+
 def print_places(places: Mapping[str, object], console: Console) -> None:
     """Where things lie, a line each, never cut."""
     width = max(map(len, places))

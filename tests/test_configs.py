@@ -94,6 +94,8 @@ def test_published_experiments_hold_the_published_settings(tmp_path, data_dir):
         assert m_step._target_.endswith(target) and m_step.hidden_size == hidden
         assert not m_step.get("layer_norm") and config.model.em.differentiate_responsibilities
         assert config.model.detached_epochs == 0 and not config.model.decay
+        assert (config.model.em.first, config.model.num_starts) == ("noise", 1)
+        assert (config.model.loss.prior, config.model.loss.prior_weight) == (0, 1)
         assert (config.model.num_components, config.model.num_steps) == (3, 10)
         assert config.model.optimizer._target_ == "torch.optim.Adam" and config.model.optimizer.lr == lr
         assert config.model.loss.step_weights == "last" and config.data.batch_size == 64

@@ -7,7 +7,18 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "nem_lightning"
-SCIENCE = {"errors", "likelihoods", "m_steps", "starts", "em", "losses", "corruption", "metrics", "overlap", "fast_path"}
+SCIENCE = {
+    "errors",
+    "likelihoods",
+    "m_steps",
+    "starts",
+    "em",
+    "losses",
+    "corruption",
+    "metrics",
+    "overlap",
+    "fast_path",
+}
 FRAMEWORKS = {"pytorch_lightning", "hydra", "omegaconf", "wandb"}
 READS_HYDRA = {"checkpoint.py", "cli.py", "sweeps.py"}  # builds a checkpoint's model; serve train.py and evaluate.py
 

@@ -70,11 +70,11 @@ ABLATIONS = tuple(
     for name, title, change in (
         ("starts", "one start", "model.num_starts=1"),
         ("seeds", "first gamma: noise", "model.em.first=noise"),
-        ("lambda", "lambda 1", "model.loss.prior_weight=1"),
+        ("lambda", "lambda 2", "model.loss.prior_weight=2"),
         ("detaching", "gradients through gamma", "model.em.differentiate_responsibilities=true"),
         ("all_steps", "loss on the last step", "model.loss.step_weights=last"),
         ("layer_norm", "no layer normalisation", "model.em.m_step.layer_norm=false"),
-        ("noise", "no noise", "model.corruption.prob=0"),
+        ("noise", "bit flips 0.1", "model.corruption.prob=0.1"),
         ("lr", "Adam 2e-3", "model.optimizer.lr=2e-3"),
         ("stop", "5 epochs", "trainer.max_epochs=5"),
     )

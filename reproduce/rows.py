@@ -74,6 +74,7 @@ ABLATIONS = tuple(
         ("detaching", "gradients through gamma", "model.em.differentiate_responsibilities=true"),
         ("all_steps", "loss on the last step", "model.loss.step_weights=last"),
         ("layer_norm", "no layer normalisation", "model.em.m_step.layer_norm=false"),
+        ("units", "480 units", "model.em.m_step.hidden_size=480"),
         ("noise", "bit flips 0.1", "model.corruption.prob=0.1"),
         ("lr", "Adam 2e-3", "model.optimizer.lr=2e-3"),
         ("stop", "5 epochs", "trainer.max_epochs=5"),

@@ -45,7 +45,7 @@ def run(at):
 
     def finish(script: str, *arguments: str, status: int = 0) -> str:
         process = at(script, *arguments)
-        printed, _ = process.communicate(timeout=300)
+        printed, _ = process.communicate(timeout=900)  # guards against hanging; machines may be busy
         assert process.returncode == status, printed
         return printed
 

@@ -49,7 +49,7 @@ def convergence(lines: Lines, kmeans: float | None) -> Figure:
 
 
 def _figure(columns: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(max(6.5, 3.9 * columns), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 3.9 * columns), 4.8), layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
@@ -77,4 +77,4 @@ def _finish(axes: Axes, x: str, y: str, kmeans: float | None) -> None:
     axes.set(xlabel=x, ylabel=y)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # below, where no line is

@@ -161,7 +161,10 @@ class NeuralEM(nn.Module):
             image: (B, C, H, W), the E-step's target.
         """
         residual = iterate.responsibilities * (corrupted.unsqueeze(1) - iterate.mean)  # (B, K, C, H, W)
-        state, params = self.m_step(residual, iterate.state)
+        return self.explain(image, *self.m_step(residual, iterate.state))
+
+    def explain(self, image: Tensor, state: Tensor, params: Tensor) -> Iterate:
+        """The rest of a step, from what the M-step gives: mu, and gamma by the E-step."""
         return Iterate(state, params, self.likelihood.mean(params), self.e_step(image, params))
 
     def e_step(self, image: Tensor, params: Tensor) -> Tensor:

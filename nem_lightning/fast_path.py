@@ -1,9 +1,9 @@
-"""A quicker training step of the default RNN-EM on a CPU.
+"""A quicker training step on a CPU, of N-EM and RNN-EM on binary images.
 
 :class:`FastPath` gives the loss of the loop in :mod:`nem_lightning.em` and :mod:`nem_lightning.losses`, which
 stays its definition, and its gradients, written out. What makes it faster:
 
-- the weight gradients of all steps are one product each, and products with zeros are left out;
+- the weight gradients of all steps are one product, and what the same weights multiply lies side by side;
 - log P(x | mu), its softmax over K and equation 5 share their terms, and few logarithms are taken;
 - it computes in memory that it keeps: to touch fresh memory costs more than the arithmetic.
 
@@ -11,11 +11,12 @@ Binary pixels let one number stand for all. With s = l where x = 1 and -l where 
 
     p = P(x | mu) = sigmoid(s),      gamma_k = (p_k + smoothing) / sum_j (p_j + smoothing),
 
-and for a black prior equation 5 of a step is, with e_nk = softplus(l_nk) and lambda the prior's weight,
+and for a black prior and lambda = 1 equation 5 of a step is  sum_nk  softplus(l_nk) - gamma_nk x_n l_nk.
 
-    sum_nk  lambda e_nk + (1 - lambda) gamma_nk e_nk - gamma_nk x_n l_nk.
+Inside, images are (K, B, N), N = HW, or (R, N) to products, R = K B rows; a tensor for each step.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,24 +25,19 @@ from torch.autograd.function import once_differentiable
 
 from nem_lightning.em import NeuralEM
 from nem_lightning.likelihoods import Bernoulli
-from nem_lightning.losses import NeuralEMLoss, StepLoss
-from nem_lightning.m_steps import RecurrentMStep
+from nem_lightning.losses import NeuralEMLoss
+from nem_lightning.m_steps import GradientMStep, RecurrentMStep
 
 aten = torch.ops.aten
-
-ACTIVATIONS = {
-    "sigmoid": (torch.sigmoid, aten.sigmoid_backward.grad_input),
-    "tanh": (torch.tanh, aten.tanh_backward.grad_input),
-}
-"""y = f(x), and d x from d y and y, into given memory."""
+sigmoid_backward = aten.sigmoid_backward.grad_input  # d x from d y and y = sigmoid(x)
 
 
 class TrainingLoss(NamedTuple):
-    """What a training step minimises, and what it logs of the last EM step."""
+    """What a training step minimises, and the last EM step's theta (B, K, D) and decoder output (B, K, C, H, W)."""
 
     total: Tensor
-    last: StepLoss
-    reconstruction_error: Tensor
+    state: Tensor
+    params: Tensor
 
 
 class FastPath:
@@ -55,29 +51,24 @@ class FastPath:
 
     @staticmethod
     def applies(em: NeuralEM, loss: NeuralEMLoss, image: Tensor) -> bool:
-        """Whether this is the case written out here: RNN-EM with the plain encoder and decoder, a black prior,
-        binary images of one channel, on a CPU, nothing of it replaced, hooked or compiled."""
-        m_step = em.m_step
+        """Whether this is a case written out here: N-EM, or RNN-EM with the plain encoder and decoder, a black prior,
+        lambda = 1, binary images of one channel, on a CPU, nothing of it replaced, hooked or compiled."""
+        unrolled = UNROLLED.get(type(em.m_step))
         return (
             image.device.type == "cpu"
             and torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and type(em) is NeuralEM
-            and type(m_step) is RecurrentMStep
-            and m_step.activation in ACTIVATIONS
-            and type(m_step.encoder) is nn.Flatten
-            and type(m_step.input_layer) is type(m_step.recurrent_layer) is nn.Linear
-            and type(m_step.decoder) is nn.Sequential
-            and [type(layer) for layer in m_step.decoder] == [nn.Linear, nn.Unflatten]
-            and len(list(em.parameters())) == {nn.Identity: 5, nn.LayerNorm: 7}.get(type(m_step.norm))
+            and unrolled is not None
+            and unrolled.fits(em.m_step)
             and not any(_is_altered(module) for module in em.modules())
             and all(weight.dtype == image.dtype and weight.device == image.device for weight in em.parameters())
             and type(loss) is NeuralEMLoss
             and "of_step" not in vars(loss)
             and type(em.likelihood) is type(loss.likelihood) is Bernoulli
-            and loss.prior == 0
+            and (loss.prior, loss.prior_weight) == (0, 1)
             and em.smoothing >= 1e-20
-            and tuple(image.shape[1:]) == m_step.image_shape == (1, *image.shape[2:])
+            and tuple(image.shape[1:]) == em.m_step.image_shape == (1, *image.shape[2:])
             and torch.equal(image * image, image)
         )
 
@@ -93,21 +84,14 @@ class FastPath:
         generator: torch.Generator | None = None,
     ) -> TrainingLoss:
         """What ``em`` on (B, 1, H, W), then ``loss`` give."""
-        m_step = em.m_step
-        gamma = em.first_responsibilities(image, num_components, generator).flatten(2)  # (B, K, N)
-        like = (num_steps, *gamma.shape, m_step.state_size, gamma.dtype)
-        if self._unrolled is None or self._unrolled.like != like:
-            self._unrolled = _Unrolled(*like)
-        weights = (
-            m_step.input_layer.weight,
-            m_step.input_layer.bias,
-            m_step.recurrent_layer.weight,
-            *m_step.decoder[0].parameters(),
-            *m_step.norm.parameters(),
-        )
-        image, corrupted = image.flatten(2), (image if corrupted is None else corrupted).flatten(2)
-        total, intra, inter, error = _Loss.apply(self._unrolled, em, loss, image, corrupted, gamma, *weights)
-        return TrainingLoss(total, StepLoss(intra + loss.prior_weight * inter, intra, inter), error)
+        gamma = em.first_responsibilities(image, num_components, generator)  # (B, K, 1, H, W)
+        unrolled = UNROLLED[type(em.m_step)]
+        sizes = (num_steps, num_components, len(image), image[0].numel(), em.m_step.state_size)
+        if type(self._unrolled) is not unrolled or self._unrolled.made_for != (*sizes, image.dtype):
+            self._unrolled = unrolled(*sizes, image.dtype)
+        weights = unrolled.weights(em.m_step)
+        total, state, params = _Loss.apply(self._unrolled, em, loss, image, corrupted, gamma, *weights)
+        return TrainingLoss(total, state, params.view(gamma.shape))
 
 
 def _is_altered(module: nn.Module) -> bool:
@@ -117,17 +101,14 @@ def _is_altered(module: nn.Module) -> bool:
 
 
 class _Loss(torch.autograd.Function):
-    """The loss, and of the last step the two terms of equation 5 and the reconstruction error.
-
-    The gradients are formed along with the loss; backward only hands them out.
-    """
+    """The gradients are formed along with the loss; backward only hands them out."""
 
     @staticmethod
     def forward(ctx, unrolled: "_Unrolled", em, loss, image, corrupted, gamma, *weights) -> tuple[Tensor, ...]:
-        losses = unrolled.forward(em, loss, image, corrupted, gamma, weights)
+        found = unrolled.forward(em, loss, image, corrupted, gamma, weights)
         ctx.gradients = unrolled.backward() if any(ctx.needs_input_grad) else ()
-        ctx.mark_non_differentiable(*losses[1:])
-        return losses
+        ctx.mark_non_differentiable(*found[1:])
+        return found
 
     @staticmethod
     @once_differentiable
@@ -137,159 +118,184 @@ class _Loss(torch.autograd.Function):
 
 
 class _Unrolled:
-    """T steps on images of one shape, forward and back. Images are (B, K, N), N = HW, or (B K, N) to products."""
+    """T steps of EM on images of one shape, forward and back.
 
-    def __init__(self, steps: int, batch: int, components: int, pixels: int, units: int, dtype: torch.dtype) -> None:
-        self.like = (steps, batch, components, pixels, units, dtype)
-        self.one = torch.ones((), dtype=dtype)
-        rows = batch * components
+    A subclass for each M-step says which ones it ``fits`` and what their ``weights`` are, and has ``load`` (the
+    weights), ``m_step`` (from a residual to logits and, in the end, the ``state``), ``m_step_backward`` (from the
+    logits' gradient to the residual's) and the weights' ``gradients``.
+    """
 
-        def of_images(*leading: int, k: int = components) -> Tensor:
-            return torch.empty(*leading, batch, k, pixels, dtype=dtype)
+    logits: Sequence[Tensor]
+    """Lie where the M-step's products want them. They become s, then x l, on the way back their gradient."""
+    residual: Sequence[Tensor]
+    """Likewise, the M-step's input."""
 
-        def of_units() -> Tensor:
-            return torch.empty(steps, rows, units, dtype=dtype)
+    def __init__(self, steps: int, components: int, batch: int, pixels: int, units: int, dtype: torch.dtype) -> None:
+        self.made_for = (steps, components, batch, pixels, units, dtype)
+        self.p, self.gamma, self.missing = (self.zeros(steps, components, batch, pixels).unbind() for _ in range(3))
+        self.scale = self.zeros(steps, batch, pixels).unbind()  # 1 / sum_k (p_k + smoothing)
+        self.plane, self.product = self.zeros(2, batch, pixels).unbind()
+        self.spare = self.zeros(components, batch, pixels)
+        self.ones = torch.ones_like(self.spare).view(-1)
 
-        # Kept of each step; the rest is computed anew on the way back.
-        self.residual, self.s = of_images(steps), of_images(steps)  # on the way back, s becomes the logits' gradient
-        self.scale = of_images(steps, k=1)  # 1 / sum_k (p_k + smoothing)
-        self.units, self.state, self.d_units = of_units(), of_units(), of_units()  # units: U residual + V theta + b
-        self.p, self.gamma, self.missing, self.d_residual, self.spare = (of_images() for _ in range(5))
-        self.plane = of_images(k=1)
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.made_for[-1])
+
+    def images(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """(T, R, N) -> T times (K, B, N), the same memory."""
+        return rows.unflatten(1, self.made_for[1:3]).unbind()
 
     def forward(
-        self,
-        em: NeuralEM,
-        loss: NeuralEMLoss,
-        image: Tensor,
-        corrupted: Tensor,
-        gamma: Tensor,
-        weights: tuple[Tensor, ...],
-    ) -> tuple[Tensor, ...]:
-        """The loss; of the last step intra, inter and the reconstruction error. Images are (B, 1, N), gamma is that
-        before the first step, weights are U, b, V, the decoder's and the layer norm's."""
-        self.em, self.image, self.corrupted, self.prior_weight = em, image, corrupted, loss.prior_weight
-        self.step_weights = step_weights = loss.weights(len(self.s))
-        self.u, self.b, self.v, self.w, self.c, *self.norm = weights
-        self.sign, self.black = 2 * image - 1, corrupted + image - 1
-        self.moments = []
-        activation, self.activation_backward = ACTIVATIONS[em.m_step.activation]
-        u, v, w, spare = self.u.T, self.v.T, self.w.T, self.spare
-        positive, on = [], []  # of each step, the sums in equation 5
-        torch.mul(gamma, corrupted - em.initial_mean, out=self.residual[0])
-        steps = zip(step_weights, self.residual, self.s, self.units, self.state, strict=True)
-        for t, (weight, residual, s, units, state) in enumerate(steps):
-            last = t + 1 == len(step_weights)
-            # M-step
-            torch.addmm(self.b, residual.flatten(0, 1), u, out=units)
-            if t > 0:
-                units.addmm_(self.state[t - 1], v)
-            activation(self._normed(units), out=state)
-            torch.addmm(self.c, state, w, out=s.flatten(0, 1))  # the logits
-            if weight > 0 or last:
-                positive.append(torch.clamp_min(s, 0, out=spare).sum())
-            # E-step
-            torch.sigmoid(s.mul_(self.sign), out=self.p)
-            scale = torch.sum(self.p, 1, keepdim=True, out=self.scale[t])
-            scale.add_(s.shape[1] * em.smoothing).reciprocal_()
-            self._e_step(scale)
-            if weight > 0 or last:
-                torch.maximum(self.p, torch.add(self.one, self.p, alpha=-1, out=spare), out=spare)
-                positive[-1] -= _sum_of_logs(spare)  # log(1 + exp(-|l|)) = -log max(p, 1 - p)
-                on.append(_dot(self.gamma, torch.mul(s, image, out=spare)))
-                if self.prior_weight != 1:
-                    positive[-1] *= self.prior_weight
-                    on[-1] -= (1 - self.prior_weight) * _dot(self.gamma, self._softplus(s))
-            if not last:
-                torch.mul(self.gamma, self.missing, out=self.residual[t + 1])
-        losses = (torch.stack(positive) - torch.stack(on)) / len(image)
-        counted = [weight for t, weight in enumerate(step_weights) if weight > 0 or t + 1 == len(step_weights)]
-        spare = self._softplus(s)
-        inter = (spare.sum() - _dot(self.gamma, spare)) / len(image)
-        mean = torch.sub(corrupted, self.missing, out=spare)
-        error = (image - mean.mul_(self.gamma).sum(1, keepdim=True)).square().mean()
-        return _dot(losses, losses.new_tensor(counted)), losses[-1] - self.prior_weight * inter, inter, error
-
-    def _softplus(self, s: Tensor) -> Tensor:
-        """Of the logits, into ``spare``."""
-        return aten.softplus.out(torch.mul(s, self.sign, out=self.spare), 1, 40, out=self.spare)
-
-    def _e_step(self, scale: Tensor) -> None:
-        """From p, gamma and, of the residual, corrupted - mu, which is -p or 1 - p where nothing was corrupted."""
-        torch.addcmul(torch.mul(scale, self.em.smoothing, out=self.plane), self.p, scale, out=self.gamma)
-        torch.addcmul(self.black, self.sign, self.p, value=-1, out=self.missing)
-
-    def _normed(self, units: Tensor) -> Tensor:
-        if not self.norm:
-            return units
-        normed, *moments = torch.native_layer_norm(units, units.shape[1:], *self.norm, self.em.m_step.norm.eps)
-        self.moments.append(moments)
-        return normed
+        self, em: NeuralEM, loss: NeuralEMLoss, image: Tensor, corrupted: Tensor | None, gamma: Tensor, weights
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss; of the last step theta (B, K, D) and the logits (B, K, N). ``gamma`` is before the first step."""
+        steps, components, batch, *_ = self.made_for
+        self.em, self.step_weights = em, loss.weights(steps)
+        self.image = image.flatten(1)
+        self.corrupted = self.image if corrupted is None else corrupted.flatten(1)
+        self.sign, self.black = 2 * self.image - 1, self.corrupted + self.image - 1
+        self.load(em.m_step, *weights)
+        torch.mul(gamma.flatten(2).transpose(0, 1), self.corrupted - em.initial_mean, out=self.residual[0])
+        positive, on, logarithms = [], [], _Logarithms(self.product)
+        for t, weight in enumerate(self.step_weights):
+            self.m_step(t)
+            s, p, gamma, missing, scale = self.logits[t], self.p[t], self.gamma[t], self.missing[t], self.scale[t]
+            if t + 1 == steps:
+                params = s.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+            if weight:
+                positive.append(torch.dot(torch.clamp_min(s, 0, out=self.spare).view(-1), self.ones))
+            # E-step: p, gamma, and missing = corrupted - mu, which is -p or 1 - p where nothing was corrupted
+            torch.sigmoid(s.mul_(self.sign), out=p)
+            _sum(p, out=scale).add_(components * em.smoothing).reciprocal_()
+            torch.addcmul(torch.mul(scale, em.smoothing, out=self.plane), p, scale, out=gamma)
+            torch.addcmul(self.black, self.sign, p, value=-1, out=missing)
+            if t + 1 < steps:
+                torch.mul(gamma, missing, out=self.residual[t + 1])
+            if weight:  # log(1 + exp(-|l|)) = -log max(p, 1 - p)
+                high = torch.maximum(p, torch.sub(1, p, out=self.spare), out=self.spare)
+                logarithms.add(high, -weight)
+                on.append(torch.dot(gamma.view(-1), s.mul_(self.image).view(-1)))
+        losses = torch.stack(positive) - torch.stack(on)
+        total = torch.dot(losses, losses.new_tensor([weight for weight in self.step_weights if weight]))
+        state = self.state.unflatten(0, (components, batch)).transpose(0, 1)
+        return (total + logarithms.sum()) / batch, state.clone(memory_format=torch.contiguous_format), params
 
     def backward(self) -> list[Tensor]:
-        """The gradients of the loss, in the order of ``weights``."""
-        counted = 1 + max(t for t, weight in enumerate(self.step_weights) if weight > 0)
-        self.d_norm = [torch.zeros_like(weight) for weight in self.norm]
-        d_residual = d_state = None
-        for t in reversed(range(counted)):
-            d_logits = self._d_logits(t, self.step_weights[t] / len(self.image), d_residual).flatten(0, 1)
-            d_state = d_logits @ self.w if d_state is None else d_state.addmm_(d_logits, self.w)
-            d_units = self._d_units(t, d_state)
-            if t > 0:
-                d_residual = self.d_residual
-                torch.mm(d_units, self.u, out=d_residual.flatten(0, 1))
-                torch.mm(d_units, self.v, out=d_state)
-        kept = (self.d_units, self.s, self.residual, self.state)
-        d_units, d_logits, residual, state = (x[:counted].flatten(0, -2) for x in kept)
-        rows = len(d_units) // counted
-        return [
-            d_units.T @ residual,
-            d_units.sum(0),
-            d_units[rows:].T @ state[:-rows],  # theta = 0 before the first step
-            d_logits.T @ state,
-            d_logits.sum(0),
-            *self.d_norm,
-        ]
+        """The gradients of the loss, in the order of the weights."""
+        d_residual = None
+        for t in reversed(range(len(self.step_weights))):
+            self._d_logits(t, self.step_weights[t] / len(self.image), d_residual)
+            d_residual = self.m_step_backward(t)
+        return self.gradients()
 
     def _d_logits(self, t: int, weight: float, d_residual: Tensor | None) -> Tensor:
-        """Takes the place of ``s``."""
-        s, p, gamma, missing, d = self.s[t], self.p, self.gamma, self.missing, self.spare
-        if t + 1 < len(self.step_weights):  # else they are still there
-            torch.sigmoid(s, out=p)
-            self._e_step(self.scale[t])
+        x_l, p, gamma, missing, d = self.logits[t], self.p[t], self.gamma[t], self.missing[t], self.spare
+        if weight == 0 and d_residual is None:
+            return x_l.zero_()
         if self.em.differentiate_responsibilities:
-            # Of gamma: residual = gamma * missing, and the loss has gamma ((1 - lambda) e - x l). Then back through
-            # the normalisation.
-            loosened = weight * (1 - self.prior_weight)
-            e = self._softplus(s) if loosened else None
-            d_gamma = torch.mul(s, -weight * self.image, out=s)
-            if loosened:
-                d_gamma.add_(e, alpha=loosened)
-            if d_residual is not None:
-                d_gamma.addcmul_(missing, d_residual)
-            slope = self.scale[t].mul_(self.sign)
-            torch.mul(gamma, d_gamma, out=d)
-            common = torch.sum(d, 1, keepdim=True, out=self.plane).mul_(slope).neg_()
-            torch.addcmul(common, d_gamma, slope, out=d)
+            # Of gamma: residual = gamma missing, and the loss has -weight gamma x l. Back through the normalisation.
+            slope = self.scale[t].mul_(self.sign).mul_(weight or -1)
+            if d_residual is None:
+                d_gamma = x_l
+            elif weight:
+                d_gamma = x_l.addcmul_(missing, d_residual, value=-1 / weight)
+            else:
+                d_gamma = torch.mul(missing, d_residual, out=x_l)
+            common = _sum(torch.mul(gamma, d_gamma, out=d), out=self.plane).mul_(slope)
+            torch.addcmul(common, d_gamma, slope, value=-1, out=d)
         else:
             d.zero_()
         if d_residual is not None:
             d.addcmul_(gamma, d_residual, value=-1)  # d residual / d mu = -gamma
-        aten.sigmoid_backward.grad_input(d, p, grad_input=d)  # d mu / d l = mu (1 - mu) = p (1 - p)
+        sigmoid_backward(d, p, grad_input=d)  # d mu / d l = mu (1 - mu) = p (1 - p)
         if weight == 0:
-            return s.copy_(d)
-        # Of the loss, gamma fixed: mu (lambda + (1 - lambda) gamma) - gamma x, with mu = corrupted - missing.
-        if self.prior_weight == 1:
-            missing.addcmul_(gamma, self.image)
-            torch.add(d, missing, alpha=-weight, out=s)
-            return s.add_(torch.mul(self.corrupted, weight, out=self.plane))
-        torch.addcmul(d, gamma, self.image, value=-weight, out=s)
-        gamma.mul_(1 - self.prior_weight).add_(self.prior_weight)
-        return s.addcmul_(torch.sub(self.corrupted, missing, out=missing), gamma, value=weight)
+            return x_l.copy_(d)
+        # Of the loss, gamma fixed: mu - gamma x, with mu = corrupted - missing.
+        d.add_(missing.addcmul_(gamma, self.image), alpha=-weight)
+        return torch.add(d, self.corrupted, alpha=weight, out=x_l)
 
-    def _d_units(self, t: int, d_state: Tensor) -> Tensor:
-        d_units = self.d_units[t]
-        self.activation_backward(d_state, self.state[t], grad_input=d_units)
+
+class _Logarithms:
+    """The sum of the logarithms of values in [1/2, 1], each times its weight. A logarithm costs as much as several
+    products, so it is taken of products of a hundred values."""
+
+    def __init__(self, product: Tensor) -> None:
+        self.product, self.factors, self.weight, self.total = product, 0, 0.0, 0.0
+
+    def add(self, values: Tensor, weight: float) -> None:
+        for value in values.unbind():
+            if self.factors == 100 or weight != self.weight:
+                self.total, self.factors, self.weight = self.sum(), 0, weight
+            self.product.mul_(value) if self.factors else self.product.copy_(value)
+            self.factors += 1
+
+    def sum(self) -> Tensor | float:
+        return self.total + self.weight * self.product.log().sum() if self.factors else self.total
+
+
+class _UnrolledRNNEM(_Unrolled):
+    """theta' = sigmoid(norm([residual, theta, 1] [U, V, b]^T)), logits = [theta', 1] [W, c]^T.
+
+    What is in brackets lies side by side, filled up with zeros to whole registers.
+    """
+
+    def __init__(self, *sizes) -> None:
+        super().__init__(*sizes)
+        steps, components, batch, pixels, units, _ = sizes
+        rows, width = components * batch, _whole_registers(units + 1)
+        self.uvb, self.wc = self.zeros(units, pixels + width), self.zeros(pixels, width)
+        self.all_inputs = self.zeros(steps + 1, rows, pixels + width)  # theta after a step lies in the next one's
+        self.all_inputs[:, :, pixels + units] = 1
+        self.all_d_units, self.all_logits = self.zeros(steps, rows, units), self.zeros(steps, rows, pixels)
+        self.logits, self.residual = self.images(self.all_logits), self.images(self.all_inputs[:, :, :pixels])
+        self.inputs, self.d_units, self.rows_of_logits = map(
+            torch.unbind, (self.all_inputs, self.all_d_units, self.all_logits)
+        )
+        self.theta = self.all_inputs[:, :, pixels : pixels + units].unbind()
+        self.theta_and_1 = self.all_inputs[:, :, pixels:].unbind()
+        self.state = self.theta[-1]
+        self.units, self.y = self.zeros(steps, rows, units).unbind(), self.zeros(rows, units)
+        self.d_inputs, self.d_theta_and_1 = self.zeros(rows, pixels + width), self.zeros(rows, width)
+        (self.d_residual,) = self.images(self.d_inputs[None, :, :pixels])
+        self.d_theta, self.d_theta_later = self.d_theta_and_1[:, :units], self.d_inputs[:, pixels:]
+
+    @staticmethod
+    def fits(m_step: RecurrentMStep) -> bool:
+        return (
+            m_step.activation == "sigmoid"
+            and type(m_step.encoder) is nn.Flatten
+            and type(m_step.input_layer) is type(m_step.recurrent_layer) is nn.Linear
+            and type(m_step.decoder) is nn.Sequential
+            and [type(layer) for layer in m_step.decoder] == [nn.Linear, nn.Unflatten]
+            and len(list(m_step.parameters())) == {nn.Identity: 5, nn.LayerNorm: 7}.get(type(m_step.norm))
+        )
+
+    @staticmethod
+    def weights(m_step: RecurrentMStep) -> list[Tensor]:
+        layers = (m_step.input_layer, m_step.recurrent_layer, m_step.decoder[0], m_step.norm)
+        return [weight for layer in layers for weight in layer.parameters()]
+
+    def load(self, m_step: RecurrentMStep, u, b, v, w, c, *norm) -> None:
+        pixels, units = w.shape
+        self.uvb[:, :pixels], self.uvb[:, pixels : pixels + units], self.uvb[:, pixels + units] = u, v, b
+        self.wc[:, :units], self.wc[:, units] = w, c
+        self.norm, self.d_norm = norm, [torch.zeros_like(weight) for weight in norm]
+        self.eps, self.moments = getattr(m_step.norm, "eps", 0), []
+
+    def m_step(self, t: int) -> None:
+        units = torch.mm(self.inputs[t], self.uvb.T, out=self.units[t])
+        if self.norm:
+            units, *moments = torch.native_layer_norm(units, units.shape[1:], *self.norm, self.eps)
+            self.moments.append(moments)
+        self.theta[t + 1].copy_(torch.sigmoid(units, out=self.y))
+        torch.mm(self.theta_and_1[t + 1], self.wc.T, out=self.rows_of_logits[t])
+
+    def m_step_backward(self, t: int) -> Tensor:
+        if t + 1 == len(self.logits):
+            torch.mm(self.rows_of_logits[t], self.wc, out=self.d_theta_and_1)
+        else:
+            torch.addmm(self.d_theta_later, self.rows_of_logits[t], self.wc, out=self.d_theta_and_1)
+        d_units = sigmoid_backward(self.d_theta, self.theta[t + 1], grad_input=self.d_units[t])
         if self.norm:
             d_normed, *d_norm = aten.native_layer_norm_backward(
                 d_units, self.units[t], d_units.shape[1:], *self.moments[t], *self.norm, [True, True, True]
@@ -297,18 +303,90 @@ class _Unrolled:
             d_units.copy_(d_normed)
             for total, part in zip(self.d_norm, d_norm, strict=True):
                 total += part
-        return d_units
+        if t:
+            torch.mm(d_units, self.uvb, out=self.d_inputs)
+        return self.d_residual
+
+    def gradients(self) -> list[Tensor]:
+        pixels, units = self.wc.shape[0], self.y.shape[1]
+        uvb = self.all_d_units.flatten(0, 1).T @ self.all_inputs[:-1].flatten(0, 1)
+        wc = self.all_logits.flatten(0, 1).T @ self.all_inputs[1:, :, pixels:].flatten(0, 1)
+        u, v, b = uvb[:, :pixels], uvb[:, pixels : pixels + units], uvb[:, pixels + units]
+        return [u, b, v, wc[:, :units], wc[:, units], *self.d_norm]
 
 
-def _dot(one: Tensor, other: Tensor) -> Tensor:
-    return torch.dot(one.view(-1), other.view(-1))
+class _UnrolledNEM(_Unrolled):
+    """theta' = theta + eta y (1 - y) back, back = residual W, y = sigmoid(theta); logits = sigmoid(theta') W^T."""
+
+    def __init__(self, *sizes) -> None:
+        super().__init__(*sizes)
+        steps, components, batch, pixels, units, _ = sizes
+        rows, width = components * batch, _whole_registers(units)
+        self.w = self.zeros(pixels, width)
+        # Its gradient is one product: of the logits' gradients with y, and of the residuals with back's.
+        self.all_images, self.all_factors = self.zeros(2 * steps, rows, pixels), self.zeros(2 * steps + 1, rows, width)
+        all_logits, all_residuals = self.all_images.split(steps)
+        self.logits, self.residual = self.images(all_logits), self.images(all_residuals)
+        self.rows_of_logits, self.rows_of_residual = all_logits.unbind(), all_residuals.unbind()
+        self.y, self.d_back = self.all_factors[: steps + 1].unbind(), self.all_factors[steps + 1 :].unbind()
+        self.y[0].fill_(0.5)
+        self.back, self.gradient = (self.zeros(steps, rows, width).unbind() for _ in range(2))  # gradient: dQ / dtheta
+        self.theta, self.d_theta, self.d_y, self.d_gradient = self.zeros(4, rows, width).unbind()
+        self.state = self.theta[:, :units]
+        self.d_rows = self.zeros(rows, pixels)
+        (self.d_residual,) = self.images(self.d_rows[None])
+
+    @staticmethod
+    def fits(m_step: GradientMStep) -> bool:
+        return len(list(m_step.parameters())) == 2
+
+    @staticmethod
+    def weights(m_step: GradientMStep) -> list[Tensor]:
+        return [m_step.weight, m_step.step_size]
+
+    def load(self, m_step: GradientMStep, w: Tensor, eta: Tensor) -> None:
+        self.w[:, : w.shape[1]] = w
+        self.eta, self.d_eta = eta, torch.zeros_like(eta)
+        self.theta.zero_()
+        self.d_theta.zero_()
+
+    def m_step(self, t: int) -> None:
+        torch.mm(self.rows_of_residual[t], self.w, out=self.back[t])
+        sigmoid_backward(self.back[t], self.y[t], grad_input=self.gradient[t])
+        torch.sigmoid(self.theta.addcmul_(self.gradient[t], self.eta), out=self.y[t + 1])
+        torch.mm(self.y[t + 1], self.w.T, out=self.rows_of_logits[t])
+
+    def m_step_backward(self, t: int) -> Tensor:
+        d_y = self.d_y  # holds what came from the step after, through y (1 - y)
+        if t + 1 == len(self.logits):
+            torch.mm(self.rows_of_logits[t], self.w, out=d_y)
+        else:
+            d_y.addmm_(self.rows_of_logits[t], self.w)
+        self.d_theta += sigmoid_backward(d_y, self.y[t + 1], grad_input=d_y)
+        self.d_eta += torch.dot(self.d_theta.view(-1), self.gradient[t].view(-1))
+        d_gradient = torch.mul(self.d_theta, self.eta, out=self.d_gradient)
+        sigmoid_backward(d_gradient, self.y[t], grad_input=self.d_back[t])
+        if t:
+            d_y.fill_(1).sub_(self.y[t], alpha=2).mul_(self.back[t]).mul_(d_gradient)
+            torch.mm(self.d_back[t], self.w.T, out=self.d_rows)
+        return self.d_residual
+
+    def gradients(self) -> list[Tensor]:
+        w = self.all_images.flatten(0, 1).T @ self.all_factors[1:].flatten(0, 1)
+        return [w[:, : self.state.shape[1]], self.d_eta]
 
 
-def _sum_of_logs(x: Tensor) -> Tensor:
-    """Of values in [1/2, 1], which are overwritten; a logarithm costs as much as several products."""
-    x = x.view(-1)
-    for _ in range(6):
-        if len(x) % 2 == 0:
-            one, other = x.chunk(2)
-            x = one.mul_(other)
-    return x.log().sum()
+def _sum(images: Tensor, out: Tensor) -> Tensor:
+    """Over the components, (K, B, N) -> (B, N)."""
+    first, *others = images.unbind()
+    out.copy_(first) if not others else torch.add(first, others[0], out=out)
+    for other in others[1:]:
+        out += other
+    return out
+
+
+def _whole_registers(count: int) -> int:
+    return -(-count // 16) * 16
+
+
+UNROLLED = {RecurrentMStep: _UnrolledRNNEM, GradientMStep: _UnrolledNEM}

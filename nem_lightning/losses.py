@@ -88,16 +88,12 @@ class NeuralEMLoss:
         inter = ((1 - gamma) * kl).sum() / len(image)
         return StepLoss(intra + self.prior_weight * inter, intra, inter)
 
-    def __call__(self, image: Tensor, trajectory: list[Iterate]) -> tuple[Tensor, StepLoss]:
-        """The loss to minimise, and the loss of the last step, whatever the weights.
-
-        Steps of weight 0 are not computed.
-        """
-        last = self.of_step(image, trajectory[-1])
+    def __call__(self, image: Tensor, trajectory: list[Iterate]) -> Tensor:
+        """The loss to minimise. Steps of weight 0 are not computed."""
         weights = self.weights(len(trajectory))
         counted = [
-            weight * (last.total if iterate is trajectory[-1] else self.of_step(image, iterate).total)
+            weight * self.of_step(image, iterate).total
             for weight, iterate in zip(weights, trajectory, strict=True)
             if weight > 0
         ]
-        return torch.stack(counted).sum(), last
+        return torch.stack(counted).sum()

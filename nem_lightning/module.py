@@ -168,15 +168,21 @@ class NeuralEMModule(pl.LightningModule):
         corrupted = self.corruption(image, generator) if self.corruption is not None else None
         loss = self.training_loss(image, corrupted, generator)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the others' would not be written
-            self.log("train/loss", loss.total.detach(), prog_bar=True)
-            self.log_dict(
-                {
-                    "train/loss_intra": loss.last.intra.detach(),
-                    "train/loss_inter": loss.last.inter.detach(),
-                    "train/reconstruction_error": loss.reconstruction_error,
-                }
-            )
+            self._log_training(image, loss)
         return loss.total
+
+    @torch.no_grad()
+    def _log_training(self, image: Tensor, loss: TrainingLoss) -> None:
+        last = self.em.explain(image, loss.state, loss.params)
+        of_last = self.loss.of_step(image, last)
+        self.log("train/loss", loss.total.detach(), prog_bar=True)
+        self.log_dict(
+            {
+                "train/loss_intra": of_last.intra,
+                "train/loss_inter": of_last.inter,
+                "train/reconstruction_error": reconstruction_error(image, last),
+            }
+        )
 
     def training_loss(
         self, image: Tensor, corrupted: Tensor | None = None, generator: torch.Generator | None = None
@@ -186,8 +192,7 @@ class NeuralEMModule(pl.LightningModule):
             sizes = {"num_components": self.num_components, "num_steps": self.num_steps}
             return self.fast_path(self.em, self.loss, image, corrupted, **sizes, generator=generator)
         trajectory = self(image, corrupted, generator)
-        total, last = self.loss(image, trajectory)
-        return TrainingLoss(total, last, reconstruction_error(image, trajectory[-1]))
+        return TrainingLoss(self.loss(image, trajectory), trajectory[-1].state, trajectory[-1].params)
 
     def on_validation_epoch_start(self) -> None:
         self.val_scores.reset()

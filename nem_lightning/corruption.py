@@ -13,6 +13,10 @@ class _Corruption:
         require_number("prob", prob, minimum=0, maximum=1)
         self.prob = prob
 
+    def mask(self, image: Tensor, generator: torch.Generator | None) -> Tensor:
+        """1 where it falls, drawn, else 0; of the image's shape."""
+        return torch.empty_like(image).uniform_(generator=generator).lt_(self.prob)
+
 
 class BitFlip(_Corruption):
     """Flip each binary pixel with probability ``prob``.
@@ -23,8 +27,7 @@ class BitFlip(_Corruption):
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Any shape, values 0 and 1; the result is on the same device, drawn from ``generator``."""
-        flips = torch.empty_like(image).bernoulli_(self.prob, generator=generator)
-        return image + flips - 2 * image * flips  # exclusive or
+        return self.mask(image, generator).sub_(image).abs_()  # exclusive or
 
 
 class MaskedUniform(_Corruption):
@@ -36,6 +39,6 @@ class MaskedUniform(_Corruption):
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Any shape; the result is on the same device, drawn from ``generator``."""
-        mask = torch.empty_like(image).bernoulli_(self.prob, generator=generator)
+        mask = self.mask(image, generator)
         noise = torch.empty_like(image).uniform_(generator=generator)
         return image + mask * (noise - image)

@@ -155,3 +155,17 @@ def test_images_that_do_not_fit():
     with pytest.raises(InputError, match=r"images are \(1, 7, 7\) .* this model takes \(1, 6, 5\)"):
         module.check_images(data)
     assert SHAPE == (1, 6, 5)
+
+
+@pytest.mark.parametrize("first", ["noise", "seeds"])
+def test_a_training_step_reads_nothing_back_from_its_device(first):
+    """So a GPU never waits for the program. On PyTorch's meta device every such read is an error."""
+    module = tiny_module().to("meta")
+    module.em.first = first
+    image = torch.empty(4, *module.em.m_step.image_shape, device="meta")
+    optimizer = module.optimizer(module.parameters())
+    loss = module.training_loss(image, module.corruption(image))
+    loss.total.backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="meta"):
+        loss.total.item()

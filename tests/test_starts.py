@@ -1,5 +1,6 @@
 """Where EM starts, and which start it keeps."""
 
+import itertools
 import math
 
 import pytest
@@ -42,6 +43,22 @@ def test_seeds_are_bright_pixels_that_lie_apart():
     gamma = seeds(image, 3, torch.Generator().manual_seed(0))
     owners = torch.stack([gamma[:, :, 0, y + 1, x + 1].argmax(1) for y, x in corners], 1)
     assert (owners.sort(1).values == torch.arange(3)).all(1).float().mean() > 0.95
+
+
+def test_seeds_are_drawn_as_the_centres_of_k_means_plus_plus():
+    """Three pixels in a row: how often each pair is drawn. gamma tells which pair it was."""
+    brightness, draws = [0.5, 0.2, 0.3], 40_000
+    image = torch.tensor(brightness, dtype=torch.float64).expand(draws, 1, 1, 3)
+    gamma = seeds(image, 2, torch.Generator().manual_seed(0))[:, 0, 0, 0]  # of the first component, (draws, 3)
+    total = 0.0
+    for one, other in itertools.permutations(range(3), 2):
+        share = sum(brightness[n] * (n - one) ** 2 for n in range(3))
+        expected = brightness[one] * brightness[other] * (other - one) ** 2 / share
+        bell = torch.tensor([(n - one) ** 2 - (n - other) ** 2 for n in range(3)], dtype=torch.float64)
+        drawn = torch.isclose(gamma, (-bell / (2 * (3 * SPREAD) ** 2)).sigmoid()).all(1).double().mean().item()
+        assert abs(drawn - expected) < 4 * math.sqrt(expected * (1 - expected) / draws), (one, other)
+        total += drawn
+    assert total == pytest.approx(1)
 
 
 def test_seeds_spread_as_said():

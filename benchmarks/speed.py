@@ -73,7 +73,7 @@ def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> d
     result["scores"] = around.scores(device, images, max(1, rounds // 5))
     result["lightning"] = around.lightning(base, device, 5 if quick else 60)
     result["test_seconds"] = around.evaluation(base, device, 64 if quick else 10_000)
-    result["start_up"] = around.start_up(1 if quick else 3)
+    result["start_up"] = around.start_up(device, 1 if quick else 3, score=not quick)
     return result
 
 
@@ -119,6 +119,11 @@ def show(result: dict, console: Console) -> None:
         f"train.py: --help {start['help']:.1f} s, first training step {start['first step']:.1f} s",
         highlight=False,
     )
+    if "score" in start:
+        console.print(
+            f"train.py experiment=recipe_shapes: validation AMI {around.SCORE} after {start['score']:.1f} s",
+            highlight=False,
+        )
 
 
 def _per_second(found: dict[str, float]) -> str:

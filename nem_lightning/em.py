@@ -177,12 +177,11 @@ class NeuralEM(nn.Module):
         Returns:
             (B, K, 1, H, W).
         """
-        log_prob = self.likelihood.log_prob(image.unsqueeze(1), params)
         if not self.differentiate_responsibilities:
-            log_prob = log_prob.detach()
-        if self.smoothing == 0:
-            return log_prob.softmax(1)
-        prob = log_prob.exp() + self.smoothing
+            params = params.detach()
+        if self.smoothing == 0:  # then all may underflow, so in logarithms
+            return self.likelihood.log_prob(image.unsqueeze(1), params).softmax(1)
+        prob = self.likelihood.prob(image.unsqueeze(1), params) + self.smoothing
         return prob / prob.sum(1, keepdim=True)
 
     def energy(self, image: Tensor, iterate: Iterate) -> Tensor:

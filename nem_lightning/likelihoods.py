@@ -28,6 +28,14 @@ class Bernoulli:
         """mu = sigmoid(params), same shape."""
         return torch.sigmoid(params)
 
+    def prob(self, image: Tensor, params: Tensor) -> Tensor:
+        """P(x | mu), which is mu where x = 1 and 1 - mu where x = 0; x must be 0 or 1 here.
+
+        (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W). Much quicker than exp(log_prob), and as exact.
+        """
+        values = torch.sigmoid((2 * image - 1) * params)
+        return values if values.shape[2] == 1 else values.prod(2, keepdim=True)
+
     def log_prob(self, image: Tensor, params: Tensor) -> Tensor:
         """log P(x | mu) = x log mu + (1 - x) log(1 - mu), in nats.
 
@@ -72,6 +80,10 @@ class Gaussian:
     def mean(self, params: Tensor) -> Tensor:
         """mu = params."""
         return params
+
+    def prob(self, image: Tensor, params: Tensor) -> Tensor:
+        """The density N(x; mu, sigma^2): (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""
+        return self.log_prob(image, params).exp()
 
     def log_prob(self, image: Tensor, params: Tensor) -> Tensor:
         """log N(x; mu, sigma^2), in nats: (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""

@@ -4,6 +4,8 @@ Shapes: B images, K components, C channels, H by W pixels, D state size.
 """
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -86,7 +88,21 @@ class NeuralEM(nn.Module):
         num_starts: int = 1,
         generator: torch.Generator | None = None,
     ) -> list[Iterate]:
-        """Unroll EM on a batch of images.
+        """The trajectory: all that :meth:`iterates` gives."""
+        sizes = {"num_components": num_components, "num_steps": num_steps, "num_starts": num_starts}
+        return list(self.iterates(image, corrupted, **sizes, generator=generator))
+
+    def iterates(
+        self,
+        image: Tensor,
+        corrupted: Tensor | None = None,
+        *,
+        num_components: int = 3,
+        num_steps: int = 10,
+        num_starts: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Iterate]:
+        """Unroll EM on a batch of images. Who keeps only the last iterate spares the memory of the others.
 
         Args:
             image: (B, C, H, W), what the E-step explains.
@@ -97,7 +113,7 @@ class NeuralEM(nn.Module):
             generator: draws the first responsibilities.
 
         Returns:
-            The trajectory: the iterates after steps 1 to T. Of several starts, for each image the one
+            The iterates after steps 1 to T, one by one. Of several starts, for each image the one
             whose last step has the lowest :func:`~nem_lightning.starts.energy`.
 
         Raises:
@@ -114,20 +130,22 @@ class NeuralEM(nn.Module):
         )
         corrupted = image if corrupted is None else corrupted
 
-        def unroll() -> list[Iterate]:
-            iterate = self.start(image, num_components, generator)
-            trajectory = []
+        def unroll(iterate: Iterate) -> Iterator[Iterate]:
             for _ in range(num_steps):
                 iterate = self.step(iterate, corrupted, image)
-                trajectory.append(iterate)
-            return trajectory
+                yield iterate
 
-        best = unroll()
+        @torch.no_grad()
+        def energy_at_the_end(start: Iterate) -> Tensor:
+            return self.energy(image, deque(unroll(start), maxlen=1).pop())
+
+        best = self.start(image, num_components, generator)
+        lowest = energy_at_the_end(best) if num_starts > 1 else None
         for _ in range(num_starts - 1):
-            other = unroll()
-            lower = self.energy(image, other[-1]) < self.energy(image, best[-1])
-            best = [new.where(lower, old) for new, old in zip(other, best, strict=True)]
-        return best
+            other = self.start(image, num_components, generator)
+            energy = energy_at_the_end(other)
+            best, lowest = other.where(energy < lowest, best), torch.minimum(energy, lowest)
+        return unroll(best)
 
     def require_starts(self, num_starts: int) -> None:
         """Raise :class:`~nem_lightning.errors.InputError` where EM cannot choose among so many starts."""

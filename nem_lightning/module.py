@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import pytorch_lightning as pl
@@ -199,7 +200,9 @@ class NeuralEMModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image = batch["image"]
-        last = self(image, generator=self.generator("val", batch_idx))[-1]
+        sizes = {"num_components": self.num_components, "num_steps": self.num_steps}
+        iterates = self.em.iterates(image, **sizes, generator=self.generator("val", batch_idx))
+        last = deque(iterates, maxlen=1).pop()
         self.val_scores.update(self.em, image, batch["groups"], last, self.loss.of_step(image, last))
 
     def on_validation_epoch_end(self) -> None:

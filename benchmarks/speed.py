@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import around, plots, steps
+from benchmarks import around, parts, plots, steps
 from benchmarks.steps import Case
 
 GROWTH = {
@@ -70,6 +70,8 @@ def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> d
         name: [growth(replace(base, **{name: value}), value, device, max(1, rounds // 3)) for value in values]
         for name, values in (QUICK_GROWTH if quick else GROWTH).items()
     }
+    if device.type == "cpu":
+        result["parts"] = {case.model: parts.of_a_training_step(case, device, rounds) for case in cases}
     result["scores"] = around.scores(device, images, max(1, rounds // 5))
     result["lightning"] = around.lightning(base, device, 5 if quick else 60)
     result["test_seconds"] = around.evaluation(base, device, 64 if quick else 10_000)
@@ -109,6 +111,9 @@ def show(result: dict, console: Console) -> None:
             found = [result[kind][model][name] for model in result[kind]]
             table.add_row(name, *(f(of) for of in found for f in (_per_second, _of_floor)))
         console.print(table)
+    for model, found in result.get("parts", {}).items():
+        said = ", ".join(f"{name} {ms:.1f}" for name, ms in found.items())
+        console.print(f"Training step of {model}, ms: {said}", highlight=False)
     fit, bare = result["lightning"]["fit"], result["lightning"]["bare"]
     scores, start = result["scores"], result["start_up"]
     console.print(

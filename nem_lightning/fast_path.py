@@ -277,13 +277,17 @@ class _UnrolledRNNEM(_Unrolled):
 
     def load(self, m_step: RecurrentMStep, u, b, v, w, c, *norm) -> None:
         pixels, units = w.shape
+        self.u, self.b = u, b
         self.uvb[:, :pixels], self.uvb[:, pixels : pixels + units], self.uvb[:, pixels + units] = u, v, b
         self.wc[:, :units], self.wc[:, units] = w, c
         self.norm, self.d_norm = norm, [torch.zeros_like(weight) for weight in norm]
         self.eps, self.moments = getattr(m_step.norm, "eps", 0), []
 
     def m_step(self, t: int) -> None:
-        units = torch.mm(self.inputs[t], self.uvb.T, out=self.units[t])
+        if t == 0:  # theta = 0
+            units = torch.addmm(self.b, self.inputs[0][:, : len(self.wc)], self.u.T, out=self.units[0])
+        else:
+            units = torch.mm(self.inputs[t], self.uvb.T, out=self.units[t])
         if self.norm:
             units, *moments = torch.native_layer_norm(units, units.shape[1:], *self.norm, self.eps)
             self.moments.append(moments)

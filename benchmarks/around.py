@@ -101,14 +101,14 @@ class StepTimes(pl.Callback):
         self._last = now
 
 
-def lightning(case: Case, device: torch.device, steps: int) -> dict[str, float]:
+def lightning(case: Case, device: torch.device, rounds: int, steps: int) -> dict[str, float]:
     """Milliseconds of a step in ``Trainer.fit``, with logging and the default checks, and in a bare loop over the
-    same batches, in turns of ``steps`` steps."""
-    with_trainer, bare = [], []
+    same batches, in turns of ``steps`` steps; and their ratio, the median over rounds."""
+    fit, bare = [], []
     data = Shapes(case.batch * steps, case)
     data.setup("fit")
     module = our_module(case)
-    for _ in range(3):
+    for _ in range(rounds):
         times = StepTimes()
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -122,9 +122,10 @@ def lightning(case: Case, device: torch.device, steps: int) -> dict[str, float]:
             callbacks=[StopOnNonFiniteLoss(), times],
         )
         trainer.fit(module, data)
-        with_trainer += times.seconds
-        bare += _bare_loop(module.to(device), data, device)
-    return {name: 1e3 * statistics.median(of) for name, of in (("fit", with_trainer), ("bare", bare))}
+        fit.append(statistics.median(times.seconds))
+        bare.append(statistics.median(_bare_loop(module.to(device), data, device)))
+    ratio = statistics.median(one / other for one, other in zip(fit, bare, strict=True))
+    return {"fit": 1e3 * statistics.median(fit), "bare": 1e3 * statistics.median(bare), "ratio": ratio}
 
 
 def _bare_loop(module, data: Shapes, device: torch.device) -> list[float]:

@@ -73,7 +73,7 @@ def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> d
     if device.type == "cpu":
         result["parts"] = {case.model: parts.of_a_training_step(case, device, rounds) for case in cases}
     result["scores"] = around.scores(device, images, max(1, rounds // 5))
-    result["lightning"] = around.lightning(base, device, 5 if quick else 60)
+    result["lightning"] = around.lightning(base, device, max(1, rounds // 2), 5 if quick else 60)
     result["test_seconds"] = around.evaluation(base, device, 64 if quick else 10_000)
     result["start_up"] = around.start_up(device, 1 if quick else 3, score=not quick)
     return result
@@ -114,10 +114,10 @@ def show(result: dict, console: Console) -> None:
     for model, found in result.get("parts", {}).items():
         said = ", ".join(f"{name} {ms:.1f}" for name, ms in found.items())
         console.print(f"Training step of {model}, ms: {said}", highlight=False)
-    fit, bare = result["lightning"]["fit"], result["lightning"]["bare"]
+    step = result["lightning"]
     scores, start = result["scores"], result["start_up"]
     console.print(
-        f"Trainer.fit: {fit:.1f} ms a step, bare loop {bare:.1f} ms: {fit / bare - 1:+.1%}\n"
+        f"Trainer.fit: {step['fit']:.1f} ms a step, bare loop {step['bare']:.1f} ms: {step['ratio'] - 1:+.1%}\n"
         f"AMI: {scores['ours']:.0f} images a second, {scores['ratio']:.0f} times scikit-learn's; "
         f"they differ by {scores['difference']:.0e}\n"
         f"Trainer.test, all scores of all steps: {result['test_seconds']:.1f} s\n"

@@ -44,7 +44,8 @@ class LeaveAtScore(pl.Callback):
 
 def start_up(device: torch.device, rounds: int, score: bool) -> dict[str, float]:
     """Seconds that ``python train.py`` needs to print its help, to its first training step, and by our recipe to a
-    validation AMI of ``SCORE``, looked at each quarter of an epoch (only if ``score``); data is there."""
+    validation AMI of ``SCORE``, looked at each quarter of an epoch (only if ``score``; NaN where it never gets
+    there); data is there."""
     leave = f"+callbacks.leave._target_={__name__}"
     commands = {
         "help": ["--help"],
@@ -60,8 +61,9 @@ def start_up(device: torch.device, rounds: int, score: bool) -> dict[str, float]
                 start = time.time()
                 run = [] if name == "help" else [*place, f"hydra.run.dir={folder}/{name} {index}"]
                 printed = _train(folder, *commands[name], *run)
-                said = printed.rpartition(f"{name} after ")[2].split()
-                times[name].append(time.time() - start if name == "help" else float(said[0]))
+                _, reached, said = printed.rpartition(f"{name} after ")
+                seconds = float(said.split()[0]) if reached else float("nan")
+                times[name].append(time.time() - start if name == "help" else seconds)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 

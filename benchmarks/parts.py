@@ -18,7 +18,8 @@ KINDS = {
 
 def of_a_training_step(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
     """Milliseconds in matrix products, in random numbers, in Adam, in all other operations (elementwise, sums, layer
-    normalisation, copies), and between operations: what is left of a step that is not profiled. On a CPU."""
+    normalisation, copies), and between operations: what is left of a step that is not profiled. That is rather too
+    little, as profiling takes time of its own. On a CPU."""
     step = steps.functions(case, device, training=True, compiled=False)["ours"]
     whole = statistics.median(timing.in_turns({"ours": step}, rounds, device)["ours"])
     with profile(activities=[ProfilerActivity.CPU]) as found:

@@ -26,7 +26,7 @@ class BitFlip(_Corruption):
     """
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Any shape, values 0 and 1; the result is on the same device, drawn from ``generator``."""
+        """Any shape, floating-point 0 and 1; the result is on the same device, drawn from ``generator``."""
         return self.mask(image, generator).sub_(image).abs_()  # exclusive or
 
 

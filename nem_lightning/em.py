@@ -41,10 +41,13 @@ class Iterate(NamedTuple):
 class NeuralEM(nn.Module):
     """Neural EM: alternate an E-step with a learned M-step, the K components sharing its weights.
 
+    Bernoulli pixels must be 0 or 1. To change the loop in a subclass, override :meth:`step`, :meth:`e_step` or
+    :meth:`iterates`: validation keeps the last iterate alone, without :meth:`forward`.
+
     Args:
         m_step: :class:`~nem_lightning.m_steps.GradientMStep` (N-EM),
             :class:`~nem_lightning.m_steps.RecurrentMStep` (RNN-EM), or a module called like them.
-        likelihood: P(x | mu) of the E-step, from :mod:`nem_lightning.likelihoods`.
+        likelihood: P(x | mu) of the E-step, from :mod:`nem_lightning.likelihoods`, or one with the same methods.
         smoothing: added to each component's probability of a pixel before normalising, at least 0;
             the published code uses 1e-6.
         initial_mean: mu before the first step.
@@ -143,8 +146,9 @@ class NeuralEM(nn.Module):
         lowest = energy_at_the_end(best) if num_starts > 1 else None
         for _ in range(num_starts - 1):
             other = self.start(image, num_components, generator)
-            energy = energy_at_the_end(other)
-            best, lowest = other.where(energy < lowest, best), torch.minimum(energy, lowest)
+            found = energy_at_the_end(other)
+            lower = (found < lowest) | lowest.isnan()
+            best, lowest = other.where(lower, best), torch.where(lower, found, lowest)
         return unroll(best)
 
     def require_starts(self, num_starts: int) -> None:

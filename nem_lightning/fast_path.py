@@ -33,7 +33,8 @@ sigmoid_backward = aten.sigmoid_backward.grad_input  # d x from d y and y = sigm
 
 
 class TrainingLoss(NamedTuple):
-    """What a training step minimises, and the last EM step's theta (B, K, D) and decoder output (B, K, C, H, W)."""
+    """What a training step minimises, and without gradients, the last EM step's theta (B, K, D) and decoder output
+    (B, K, C, H, W)."""
 
     total: Tensor
     state: Tensor
@@ -50,13 +51,15 @@ class FastPath:
         return FastPath, ()  # a copy has memory of its own
 
     @staticmethod
-    def applies(em: NeuralEM, loss: NeuralEMLoss, image: Tensor) -> bool:
+    def applies(em: NeuralEM, loss: NeuralEMLoss, image: Tensor, corrupted: Tensor | None = None) -> bool:
         """Whether this is a case written out here: N-EM, or RNN-EM with the plain encoder and decoder, a black prior,
         lambda = 1, binary images of one channel, on a CPU, nothing of it replaced, hooked or compiled."""
         unrolled = UNROLLED.get(type(em.m_step))
         return (
             image.device.type == "cpu"
+            and image.dtype in (torch.float32, torch.float64)
             and torch.is_grad_enabled()
+            and not any(x is not None and x.requires_grad for x in (image, corrupted))
             and not torch.is_autocast_enabled("cpu")
             and type(em) is NeuralEM
             and unrolled is not None
@@ -90,31 +93,31 @@ class FastPath:
         if type(self._unrolled) is not unrolled or self._unrolled.made_for != (*sizes, image.dtype):
             self._unrolled = unrolled(*sizes, image.dtype)
         weights = unrolled.weights(em.m_step)
-        total, state, params = _Loss.apply(self._unrolled, em, loss, image, corrupted, gamma, *weights)
-        return TrainingLoss(total, state, params.view(gamma.shape))
+        with torch.no_grad():
+            total, state, params = self._unrolled.forward(em, loss, image, corrupted, gamma, weights)
+            gradients = self._unrolled.backward() if any(weight.requires_grad for weight in weights) else ()
+        return TrainingLoss(_WithGradients.apply(total, gradients, *weights), state, params.view(gamma.shape))
 
 
 def _is_altered(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    replaced = {"forward", "step", "e_step"} & vars(module).keys()
+    replaced = {"forward", "step", "e_step", "explain", "decode"} & vars(module).keys()
     return any(hooks) or bool(replaced) or module._compiled_call_impl is not None
 
 
-class _Loss(torch.autograd.Function):
-    """The gradients are formed along with the loss; backward only hands them out."""
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients are there already."""
 
     @staticmethod
-    def forward(ctx, unrolled: "_Unrolled", em, loss, image, corrupted, gamma, *weights) -> tuple[Tensor, ...]:
-        found = unrolled.forward(em, loss, image, corrupted, gamma, weights)
-        ctx.gradients = unrolled.backward() if any(ctx.needs_input_grad) else ()
-        ctx.mark_non_differentiable(*found[1:])
-        return found
+    def forward(ctx, total: Tensor, gradients: Sequence[Tensor], *weights: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return total.view_as(total)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, total: Tensor, *_) -> tuple[Tensor | None, ...]:
-        asked = zip(ctx.gradients, ctx.needs_input_grad[6:], strict=True)
-        return *[None] * 6, *(gradient * total if needed else None for gradient, needed in asked)
+    def backward(ctx, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        asked = zip(ctx.gradients, ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(gradient * d_total if needed else None for gradient, needed in asked)
 
 
 class _Unrolled:
@@ -182,37 +185,30 @@ class _Unrolled:
 
     def backward(self) -> list[Tensor]:
         """The gradients of the loss, in the order of the weights."""
-        d_residual = None
+        d_residual = self.d_residual.zero_()
         for t in reversed(range(len(self.step_weights))):
             self._d_logits(t, self.step_weights[t] / len(self.image), d_residual)
-            d_residual = self.m_step_backward(t)
+            self.m_step_backward(t)
         return self.gradients()
 
-    def _d_logits(self, t: int, weight: float, d_residual: Tensor | None) -> Tensor:
+    def _d_logits(self, t: int, weight: float, d_residual: Tensor) -> None:
+        """From x l to the logits' gradient, in place. ``d`` is minus the gradient of mu, then of the logits."""
         x_l, p, gamma, missing, d = self.logits[t], self.p[t], self.gamma[t], self.missing[t], self.spare
-        if weight == 0 and d_residual is None:
-            return x_l.zero_()
         if self.em.differentiate_responsibilities:
             # Of gamma: residual = gamma missing, and the loss has -weight gamma x l. Back through the normalisation.
-            slope = self.scale[t].mul_(self.sign).mul_(weight or -1)
-            if d_residual is None:
-                d_gamma = x_l
-            elif weight:
+            slope = self.scale[t].mul_(self.sign).mul_(-weight or 1)
+            if weight:
                 d_gamma = x_l.addcmul_(missing, d_residual, value=-1 / weight)
             else:
                 d_gamma = torch.mul(missing, d_residual, out=x_l)
             common = _sum(torch.mul(gamma, d_gamma, out=d), out=self.plane).mul_(slope)
-            torch.addcmul(common, d_gamma, slope, value=-1, out=d)
+            torch.addcmul(common, d_gamma, slope, value=-1, out=d).addcmul_(gamma, d_residual)
         else:
-            d.zero_()
-        if d_residual is not None:
-            d.addcmul_(gamma, d_residual, value=-1)  # d residual / d mu = -gamma
+            torch.mul(gamma, d_residual, out=d)  # d residual / d mu = -gamma
         sigmoid_backward(d, p, grad_input=d)  # d mu / d l = mu (1 - mu) = p (1 - p)
-        if weight == 0:
-            return x_l.copy_(d)
-        # Of the loss, gamma fixed: mu - gamma x, with mu = corrupted - missing.
-        d.add_(missing.addcmul_(gamma, self.image), alpha=-weight)
-        return torch.add(d, self.corrupted, alpha=weight, out=x_l)
+        if weight:  # of the loss, gamma fixed: mu - gamma x, with mu = corrupted - missing
+            d.add_(missing.addcmul_(gamma, self.image), alpha=weight)
+        torch.sub(torch.mul(self.corrupted, weight, out=self.plane), d, out=x_l)
 
 
 class _Logarithms:
@@ -256,7 +252,7 @@ class _UnrolledRNNEM(_Unrolled):
         self.state = self.theta[-1]
         self.units, self.y = self.zeros(steps, rows, units).unbind(), self.zeros(rows, units)
         self.d_inputs, self.d_theta_and_1 = self.zeros(rows, pixels + width), self.zeros(rows, width)
-        (self.d_residual,) = self.images(self.d_inputs[None, :, :pixels])
+        self.d_residual = self.d_inputs[:, :pixels].unflatten(0, (components, batch))
         self.d_theta, self.d_theta_later = self.d_theta_and_1[:, :units], self.d_inputs[:, pixels:]
 
     @staticmethod
@@ -272,14 +268,16 @@ class _UnrolledRNNEM(_Unrolled):
 
     @staticmethod
     def weights(m_step: RecurrentMStep) -> list[Tensor]:
-        layers = (m_step.input_layer, m_step.recurrent_layer, m_step.decoder[0], m_step.norm)
-        return [weight for layer in layers for weight in layer.parameters()]
+        (u, v, w), norm = (m_step.input_layer, m_step.recurrent_layer, m_step.decoder[0]), m_step.norm
+        norm = [norm.weight, norm.bias] if isinstance(norm, nn.LayerNorm) else []
+        return [u.weight, u.bias, v.weight, w.weight, w.bias, *norm]
 
     def load(self, m_step: RecurrentMStep, u, b, v, w, c, *norm) -> None:
         pixels, units = w.shape
         self.u, self.b = u, b
         self.uvb[:, :pixels], self.uvb[:, pixels : pixels + units], self.uvb[:, pixels + units] = u, v, b
         self.wc[:, :units], self.wc[:, units] = w, c
+        self.d_theta_later.zero_()
         self.norm, self.d_norm = norm, [torch.zeros_like(weight) for weight in norm]
         self.eps, self.moments = getattr(m_step.norm, "eps", 0), []
 
@@ -294,11 +292,8 @@ class _UnrolledRNNEM(_Unrolled):
         self.theta[t + 1].copy_(torch.sigmoid(units, out=self.y))
         torch.mm(self.theta_and_1[t + 1], self.wc.T, out=self.rows_of_logits[t])
 
-    def m_step_backward(self, t: int) -> Tensor:
-        if t + 1 == len(self.logits):
-            torch.mm(self.rows_of_logits[t], self.wc, out=self.d_theta_and_1)
-        else:
-            torch.addmm(self.d_theta_later, self.rows_of_logits[t], self.wc, out=self.d_theta_and_1)
+    def m_step_backward(self, t: int) -> None:
+        torch.addmm(self.d_theta_later, self.rows_of_logits[t], self.wc, out=self.d_theta_and_1)
         d_units = sigmoid_backward(self.d_theta, self.theta[t + 1], grad_input=self.d_units[t])
         if self.norm:
             d_normed, *d_norm = aten.native_layer_norm_backward(
@@ -309,7 +304,6 @@ class _UnrolledRNNEM(_Unrolled):
                 total += part
         if t:
             torch.mm(d_units, self.uvb, out=self.d_inputs)
-        return self.d_residual
 
     def gradients(self) -> list[Tensor]:
         pixels, units = self.wc.shape[0], self.y.shape[1]
@@ -338,7 +332,7 @@ class _UnrolledNEM(_Unrolled):
         self.theta, self.d_theta, self.d_y, self.d_gradient = self.zeros(4, rows, width).unbind()
         self.state = self.theta[:, :units]
         self.d_rows = self.zeros(rows, pixels)
-        (self.d_residual,) = self.images(self.d_rows[None])
+        self.d_residual = self.d_rows.unflatten(0, (components, batch))
 
     @staticmethod
     def fits(m_step: GradientMStep) -> bool:
@@ -351,8 +345,8 @@ class _UnrolledNEM(_Unrolled):
     def load(self, m_step: GradientMStep, w: Tensor, eta: Tensor) -> None:
         self.w[:, : w.shape[1]] = w
         self.eta, self.d_eta = eta, torch.zeros_like(eta)
-        self.theta.zero_()
-        self.d_theta.zero_()
+        for start in (self.theta, self.d_theta, self.d_y):
+            start.zero_()
 
     def m_step(self, t: int) -> None:
         torch.mm(self.rows_of_residual[t], self.w, out=self.back[t])
@@ -360,12 +354,9 @@ class _UnrolledNEM(_Unrolled):
         torch.sigmoid(self.theta.addcmul_(self.gradient[t], self.eta), out=self.y[t + 1])
         torch.mm(self.y[t + 1], self.w.T, out=self.rows_of_logits[t])
 
-    def m_step_backward(self, t: int) -> Tensor:
+    def m_step_backward(self, t: int) -> None:
         d_y = self.d_y  # holds what came from the step after, through y (1 - y)
-        if t + 1 == len(self.logits):
-            torch.mm(self.rows_of_logits[t], self.w, out=d_y)
-        else:
-            d_y.addmm_(self.rows_of_logits[t], self.w)
+        d_y.addmm_(self.rows_of_logits[t], self.w)
         self.d_theta += sigmoid_backward(d_y, self.y[t + 1], grad_input=d_y)
         self.d_eta += torch.dot(self.d_theta.view(-1), self.gradient[t].view(-1))
         d_gradient = torch.mul(self.d_theta, self.eta, out=self.d_gradient)
@@ -373,7 +364,6 @@ class _UnrolledNEM(_Unrolled):
         if t:
             d_y.fill_(1).sub_(self.y[t], alpha=2).mul_(self.back[t]).mul_(d_gradient)
             torch.mm(self.d_back[t], self.w.T, out=self.d_rows)
-        return self.d_residual
 
     def gradients(self) -> list[Tensor]:
         w = self.all_images.flatten(0, 1).T @ self.all_factors[1:].flatten(0, 1)

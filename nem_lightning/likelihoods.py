@@ -31,10 +31,11 @@ class Bernoulli:
     def prob(self, image: Tensor, params: Tensor) -> Tensor:
         """P(x | mu), which is mu where x = 1 and 1 - mu where x = 0; x must be 0 or 1 here.
 
-        (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W). Much quicker than exp(log_prob), and as exact.
+        (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W). For one channel much quicker than exp(log_prob).
         """
-        values = torch.sigmoid((2 * image - 1) * params)
-        return values if values.shape[2] == 1 else values.prod(2, keepdim=True)
+        if params.shape[2] > 1:  # a product's gradient would make a GPU wait
+            return self.log_prob(image, params).exp()
+        return torch.sigmoid((2 * image.to(params.dtype) - 1) * params)
 
     def log_prob(self, image: Tensor, params: Tensor) -> Tensor:
         """log P(x | mu) = x log mu + (1 - x) log(1 - mu), in nats.

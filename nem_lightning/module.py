@@ -189,11 +189,12 @@ class NeuralEMModule(pl.LightningModule):
         self, image: Tensor, corrupted: Tensor | None = None, generator: torch.Generator | None = None
     ) -> TrainingLoss:
         """What :meth:`forward`, then the loss give, by the quicker way where there is one: (B, C, H, W)."""
-        if self.fast_path.applies(self.em, self.loss, image):
+        if self.fast_path.applies(self.em, self.loss, image, corrupted):
             sizes = {"num_components": self.num_components, "num_steps": self.num_steps}
             return self.fast_path(self.em, self.loss, image, corrupted, **sizes, generator=generator)
         trajectory = self(image, corrupted, generator)
-        return TrainingLoss(self.loss(image, trajectory), trajectory[-1].state, trajectory[-1].params)
+        last = trajectory[-1]
+        return TrainingLoss(self.loss(image, trajectory), last.state.detach(), last.params.detach())
 
     def on_validation_epoch_start(self) -> None:
         self.val_scores.reset()

@@ -39,7 +39,7 @@ def seeds(image: Tensor, num_components: int, generator: torch.Generator | None 
     brightness = image.mean(1).flatten(1).clamp_min(0) + tiny
     nearest, distances = torch.ones_like(brightness), []
     for draw in torch.rand(num_components, batch, 1, generator=generator, **like):
-        upto = (brightness * (nearest + tiny)).cumsum(1)  # much quicker than multinomial
+        upto = (brightness * (nearest + tiny)).cumsum(1, dtype=torch.float64)  # much quicker than multinomial
         seed = torch.searchsorted(upto, draw * upto[:, -1:], right=True).clamp_max(height * width - 1)  # (B, 1)
         down, across = (rows - seed // width).square(), (columns - seed % width).square()  # (B, H), (B, W)
         distance = (down.unsqueeze(2) + across.unsqueeze(1)).flatten(1)  # (B, HW)

@@ -101,7 +101,7 @@ def images(count: int, binary: bool, shape=(2, 3, 4)) -> torch.Tensor:
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.05])
 def test_one_step_is_the_plain_loop(binary, smoothing):
-    """Every pixel, channel and component in turn, in probabilities instead of logarithms."""
+    """Every pixel, channel and component in turn, with nothing in parallel."""
     torch.manual_seed(0)
     em = small_model("recurrent", binary, smoothing=smoothing, initial_mean=0.2)
     image, corrupted = images(2, binary), images(2, binary)

@@ -204,6 +204,28 @@ def test_a_copy_has_memory_of_its_own():
 
 
 @every_m_step
+def test_a_second_batch_leaves_what_the_first_one_gave_alone(m_step):
+    """Of one image and one component, whose (K, B) and (B, K) are the same memory."""
+    em, path, sizes = model(m_step), FastPath(), {"num_components": 1, "num_steps": 2}
+    first = path(em, NeuralEMLoss(Bernoulli()), torch.ones(1, *SHAPE).double(), **sizes)
+    kept = [value.detach().clone() for value in first]
+    path(em, NeuralEMLoss(Bernoulli()), torch.zeros(1, *SHAPE).double(), **sizes)
+    assert all(map(torch.equal, first, kept))
+
+
+def test_the_order_in_which_weights_were_registered_does_not_matter():
+    """Taking away a parametrization, or pruning, registers a weight anew, behind the bias."""
+    torch.manual_seed(0)
+    em = model()
+    for layer in (em.m_step.input_layer, em.m_step.decoder[0], em.m_step.norm):
+        weight = layer.weight
+        del layer.weight
+        layer.weight = weight
+    sizes = {"num_components": 2, "num_steps": 3}
+    assert_same(em, NeuralEMLoss(Bernoulli(), step_weights="all"), binary(2, *SHAPE), None, sizes, 1e-9)
+
+
+@every_m_step
 def test_frozen_weights_get_no_gradient(m_step):
     em = model(m_step)
     next(em.parameters()).requires_grad_(False)
@@ -213,10 +235,11 @@ def test_frozen_weights_get_no_gradient(m_step):
 
 
 def test_many_components_and_steps():
-    """More logarithms than go into one product."""
+    """More logarithms than go into one product: near the logit 0, a product of 200 is 0 in single precision."""
     torch.manual_seed(0)
-    em, loss = model(), NeuralEMLoss(Bernoulli(), step_weights=[1.0] * 9 + [0.5] * 8)
-    assert_same(em, loss, binary(2, *SHAPE), None, {"num_components": 17, "num_steps": 17}, 1e-9)
+    em, loss = model(scale=0.1, dtype=torch.float32), NeuralEMLoss(Bernoulli(), step_weights=[1.0] * 12 + [0.5] * 5)
+    image = binary(2, *SHAPE, dtype=torch.float32)
+    assert_same(em, loss, image, None, {"num_components": 17, "num_steps": 17}, 1e-4)
 
 
 @pytest.mark.parametrize("far", [200.0, -200.0])
@@ -309,6 +332,13 @@ KINDS += ["prior weight", "smoothing", "grey image", "single precision image", "
 def test_it_leaves_other_cases_to_the_loop(kind):
     assert FastPath.applies(*change("nothing"))
     assert not FastPath.applies(*change(kind))
+
+
+def test_it_leaves_learned_noise_and_half_precision_to_the_loop():
+    em, loss, image = change("nothing")
+    assert FastPath.applies(em, loss, image, image)
+    assert not FastPath.applies(em, loss, image, image.clone().requires_grad_())
+    assert not FastPath.applies(em.half(), loss, image.half())
 
 
 def test_it_leaves_no_grad_and_autocast_to_the_loop():

@@ -9,6 +9,7 @@ from nem_lightning.errors import InputError
 from nem_lightning.likelihoods import Gaussian
 from nem_lightning.metrics import adjusted_mutual_information
 from nem_lightning.module import NeuralEMModule
+from nem_lightning.scores import reconstruction_error
 
 SCORES = {
     "ami_max",
@@ -155,6 +156,40 @@ def test_images_that_do_not_fit():
     with pytest.raises(InputError, match=r"images are \(1, 7, 7\) .* this model takes \(1, 6, 5\)"):
         module.check_images(data)
     assert SHAPE == (1, 6, 5)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_is_logged_while_training_is_of_the_last_step(fast, monkeypatch):
+    module, image = tiny_module(), TinyImages().load("val").images.float()
+    if not fast:
+        monkeypatch.setattr(module.fast_path, "applies", lambda *_: False)
+    loss = module.training_loss(image, generator=torch.Generator().manual_seed(0))
+    logged = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    monkeypatch.setattr(module, "log_dict", lambda values: logged.update(values))
+    module._log_training(image, loss)
+    trajectory = module(image, generator=torch.Generator().manual_seed(0))
+    last = module.loss.of_step(image, trajectory[-1])
+    expected = {
+        "train/loss": module.loss(image, trajectory),
+        "train/loss_intra": last.intra,
+        "train/loss_inter": last.inter,
+        "train/reconstruction_error": reconstruction_error(image, trajectory[-1]),
+    }
+    assert logged.keys() == expected.keys()
+    for name, value in expected.items():
+        assert not logged[name].requires_grad and logged[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_validation_scores_the_last_step(tmp_path):
+    module, data = tiny_module(), TinyImages(batch_size=30)
+    found = tiny_trainer(tmp_path).validate(module, data, verbose=False)[0]
+    batch = next(iter(data.val_dataloader()))
+    last = module(batch["image"], generator=module.generator("val", 0))[-1]
+    assert found["val/loss"] == pytest.approx(module.loss.of_step(batch["image"], last).total.item(), rel=1e-5)
+    assert found["val/reconstruction_error"] == pytest.approx(
+        reconstruction_error(batch["image"], last).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("first", ["noise", "seeds"])

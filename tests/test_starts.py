@@ -130,6 +130,25 @@ def test_of_several_starts_the_one_of_lowest_energy_is_kept():
                 assert torch.equal(one[index], other[index])
 
 
+def test_a_start_that_ends_in_nan_is_never_kept(monkeypatch):
+    em = NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli())
+    image, nan = torch.ones(3, *SHAPE), math.nan
+    energies = iter(torch.tensor([[3.0, nan, 1.0], [nan, 2.0, 1.0], [1.0, 3.0, nan]]))
+    monkeypatch.setattr(em, "energy", lambda *_: next(energies))
+    (kept,) = em(image, num_steps=1, num_starts=3, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    alone = [em(image, num_steps=1, generator=generator)[0].params for _ in range(3)]
+    assert all(torch.equal(kept.params[index], alone[best][index]) for index, best in enumerate([2, 1, 0]))
+
+
+def test_choosing_a_start_needs_no_graph(monkeypatch):
+    em = NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli())
+    needed = []
+    monkeypatch.setattr(em, "energy", lambda image, last: needed.append(last.params.requires_grad) or image[:, 0, 0, 0])
+    (kept,) = em(torch.ones(3, *SHAPE), num_steps=1, num_starts=2)
+    assert needed == [False, False] and kept.params.requires_grad
+
+
 def test_where_takes_each_image_from_one_of_the_two():
     one = Iterate(*(torch.zeros(2, *[1] * n) for n in (2, 4, 4, 4)))
     other = Iterate(*(torch.ones(2, *[1] * n) for n in (2, 4, 4, 4)))

@@ -1,5 +1,6 @@
 """What the time of a training step goes into, operation by operation."""
 
+import os
 import statistics
 from collections import Counter
 
@@ -20,6 +21,7 @@ def of_a_training_step(case: Case, device: torch.device, rounds: int) -> dict[st
     """Milliseconds in matrix products, in random numbers, in Adam, in all other operations (elementwise, sums, layer
     normalisation, copies), and between operations: what is left of a step that is not profiled. That is rather too
     little, as profiling takes time of its own. On a CPU."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says when it starts and stops, else
     step = steps.functions(case, device, training=True, compiled=False)["ours"]
     whole = statistics.median(timing.in_turns({"ours": step}, rounds, device)["ours"])
     with profile(activities=[ProfilerActivity.CPU]) as found:

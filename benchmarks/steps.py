@@ -93,6 +93,10 @@ def functions(case: Case, device: torch.device, training: bool, compiled: bool) 
         else:
             found[f"ours{suffix}"] = functools.partial(_without_gradients, lambda module=module: module(image))
             found[f"plain loop{suffix}"] = functools.partial(_without_gradients, theirs)
+    if training:
+        detached = our_module(case).to(device)
+        detached.em.differentiate_responsibilities = False
+        found["ours, gamma detached"] = _our_training_step(detached, image)
     products = plain.Products(case.model, rows, pixels, units, case.steps, device)
     if training:
         found["products"] = lambda: (products.forward(), products.backward(at_once=True))

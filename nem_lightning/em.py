@@ -81,19 +81,9 @@ class NeuralEM(nn.Module):
         self.differentiate_responsibilities = differentiate_responsibilities
         self.first = first
 
-    def forward(
-        self,
-        image: Tensor,
-        corrupted: Tensor | None = None,
-        *,
-        num_components: int = 3,
-        num_steps: int = 10,
-        num_starts: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> list[Iterate]:
-        """The trajectory: all that :meth:`iterates` gives."""
-        sizes = {"num_components": num_components, "num_steps": num_steps, "num_starts": num_starts}
-        return list(self.iterates(image, corrupted, **sizes, generator=generator))
+    def forward(self, *arguments, **named) -> list[Iterate]:
+        """The trajectory: all that :meth:`iterates`, which has the same arguments, gives."""
+        return list(self.iterates(*arguments, **named))
 
     def iterates(
         self,

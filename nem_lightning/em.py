@@ -137,8 +137,7 @@ class NeuralEM(nn.Module):
         for _ in range(num_starts - 1):
             other = self.start(image, num_components, generator)
             found = energy_at_the_end(other)
-            lower = (found < lowest) | lowest.isnan()
-            best, lowest = other.where(lower, best), torch.where(lower, found, lowest)
+            best, lowest = other.where(found < lowest, best), torch.minimum(found, lowest)
         return unroll(best)
 
     def require_starts(self, num_starts: int) -> None:
@@ -197,8 +196,9 @@ class NeuralEM(nn.Module):
         return prob / prob.sum(1, keepdim=True)
 
     def energy(self, image: Tensor, iterate: Iterate) -> Tensor:
-        """:func:`~nem_lightning.starts.energy` of an iterate, (B,)."""
-        return energy(image, iterate.params, iterate.responsibilities)
+        """:func:`~nem_lightning.starts.energy` of an iterate, (B,); infinite where it is no number, so never lowest."""
+        found = energy(image, iterate.params, iterate.responsibilities)
+        return found.where(~found.isnan(), torch.inf)
 
     def log_likelihood(self, image: Tensor, params: Tensor) -> Tensor:
         """log P(x | theta) = sum_n log sum_k pi_k P(x_n | mu_kn), pi = 1/K (equation 1), in nats.

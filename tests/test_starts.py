@@ -134,7 +134,7 @@ def test_a_start_that_ends_in_nan_is_never_kept(monkeypatch):
     em = NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli())
     image, nan = torch.ones(3, *SHAPE), math.nan
     energies = iter(torch.tensor([[3.0, nan, 1.0], [nan, 2.0, 1.0], [1.0, 3.0, nan]]))
-    monkeypatch.setattr(em, "energy", lambda *_: next(energies))
+    monkeypatch.setattr("nem_lightning.em.energy", lambda *_: next(energies))
     (kept,) = em(image, num_steps=1, num_starts=3, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
     alone = [em(image, num_steps=1, generator=generator)[0].params for _ in range(3)]

@@ -151,14 +151,11 @@ class NeuralEMModule(pl.LightningModule):
         num_starts: int = 1,
     ) -> list[Iterate]:
         """(B, C, H, W) -> the trajectory, T iterates; of several starts the one of lowest energy."""
-        return self.em(
-            image,
-            corrupted,
-            num_components=self.num_components,
-            num_steps=self.num_steps,
-            num_starts=num_starts,
-            generator=generator,
-        )
+        return self.em(image, corrupted, **self._sizes, num_starts=num_starts, generator=generator)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {"num_components": self.num_components, "num_steps": self.num_steps}
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.em.differentiate_responsibilities = self._differentiate and self.current_epoch >= self.detached_epochs
@@ -190,8 +187,7 @@ class NeuralEMModule(pl.LightningModule):
     ) -> TrainingLoss:
         """What :meth:`forward`, then the loss give, by the quicker way where there is one: (B, C, H, W)."""
         if self.fast_path.applies(self.em, self.loss, image, corrupted):
-            sizes = {"num_components": self.num_components, "num_steps": self.num_steps}
-            return self.fast_path(self.em, self.loss, image, corrupted, **sizes, generator=generator)
+            return self.fast_path(self.em, self.loss, image, corrupted, **self._sizes, generator=generator)
         trajectory = self(image, corrupted, generator)
         last = trajectory[-1]
         return TrainingLoss(self.loss(image, trajectory), last.state.detach(), last.params.detach())
@@ -201,8 +197,7 @@ class NeuralEMModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image = batch["image"]
-        sizes = {"num_components": self.num_components, "num_steps": self.num_steps}
-        iterates = self.em.iterates(image, **sizes, generator=self.generator("val", batch_idx))
+        iterates = self.em.iterates(image, **self._sizes, generator=self.generator("val", batch_idx))
         last = deque(iterates, maxlen=1).pop()
         self.val_scores.update(self.em, image, batch["groups"], last, self.loss.of_step(image, last))
 

@@ -137,7 +137,10 @@ def test_it_reproduces_the_authors_trace(name, monkeypatch):
     assert path.applies(em, loss, image)
     result = path(em, loss, image, num_components=3, num_steps=10)
     result.total.backward()
-    assert math.isclose(result.total.item(), trace["total_loss"][-1], rel_tol=1e-6)
+    last = loss.of_step(image, em.explain(image, result.state, result.params))
+    assert math.isclose(result.total.item(), last.total.item(), rel_tol=1e-9)
+    for key, value in zip(("total_loss", "intra_loss", "inter_loss"), last, strict=True):
+        assert math.isclose(value.item(), trace[key][-1], rel_tol=1e-6)
     for key, gradient in gradients.items():
         expected = torch.tensor(np.asarray(trace[f"grad/{key}"]), dtype=torch.float64).flatten()
         assert (gradient().flatten()[::97] - expected).abs().max() <= 1e-5 * expected.abs().max(), key

@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import platform
+import statistics
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import around, parts, plots, steps
+from benchmarks import around, parts, plots, steps, timing
 from benchmarks.steps import Case
 
 GROWTH = {
@@ -81,8 +82,9 @@ def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> d
 
 def growth(case: Case, value: int, device: torch.device, rounds: int) -> dict[str, float]:
     """Training RNN-EM where one number differs: milliseconds a step, the floor's, and peak memory in MiB."""
-    measured = steps.measure(case, device, rounds, training=True, compiled=False)
-    ms = {name: 1e3 * case.batch / measured[name]["per_second"] for name in ("ours", "plain loop", "products")}
+    found = steps.functions(case, device, training=True, compiled=False)
+    times = timing.in_turns({name: found[name] for name in ("ours", "plain loop", "products")}, rounds, device)
+    ms = {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
     return {"value": value, **ms, "memory": steps.peak_memory(case, device, torch.get_num_threads())}
 
 

@@ -9,9 +9,7 @@ import torch
 Times = dict[str, list[float]]
 
 
-def in_turns(
-    functions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 2
-) -> Times:
+def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Times:
     """Seconds of each call: every function once a round."""
     times: Times = {name: [] for name in functions}
     for index in range(-2, rounds):

@@ -198,7 +198,12 @@ class _Started:
                 file.write_text(json.dumps({"seconds": round(self.seconds, 1), "machine": self._machine}, indent=1))
 
     def why(self) -> str:
-        """The last line that it printed, but for Hydra's hint."""
+        """The signal that stopped it; else the last line that it printed, but for Hydra's hint."""
+        status = self.process.returncode
+        number = -status if status < 0 else status - 128  # the latter is how train.py leaves after SIGTERM
+        if number in set(signal.Signals):
+            stop = f"was stopped by {signal.Signals(number).name}; the same command goes on with it"
+            return f"{stop}; its output: {self.log}"
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines()]
         said = [line for line in lines if line and "HYDRA_FULL_ERROR" not in line]
         return f"failed: {said[-1] if said else self.process.returncode}; its output: {self.log}"

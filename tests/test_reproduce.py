@@ -253,6 +253,21 @@ def test_a_run_takes_no_time_once_it_has_ended(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was stopped by SIGKILL; the same command goes on with it"),
+        ("sys.exit(128 + signal.SIGTERM)", "was stopped by SIGTERM; the same command goes on with it"),
+        ("sys.exit('data: there is none')", "failed: data: there is none"),
+    ],
+)
+def test_it_says_why_a_run_has_ended(tmp_path, monkeypatch, end, said):
+    monkeypatch.setattr(training, "ROOT", tmp_path)
+    (tmp_path / "train.py").write_text(f"import os, signal, sys\nprint('Epoch 1', flush=True)\n{end}")
+    run = training.Run(rows.ROWS["nem"], 0, tmp_path)
+    assert list(training.train([run], 1, print)) == [(run, f"{said}; its output: {run.folder.with_suffix('.log')}")]
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--rows", "nem,x"], "--rows=nem,x: there is no row 'x'"),

@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from nem_lightning.em import NeuralEM
 from nem_lightning.likelihoods import Bernoulli
 from nem_lightning.losses import NeuralEMLoss
 from nem_lightning.m_steps import GradientMStep, RecurrentMStep
+from nem_lightning.starts import STARTS, noise, seeds
 
 aten = torch.ops.aten
 sigmoid_backward = aten.sigmoid_backward.grad_input  # d x from d y and y = sigmoid(x)
@@ -64,10 +65,12 @@ class FastPath:
             and type(em) is NeuralEM
             and unrolled is not None
             and unrolled.fits(em.m_step)
-            and not any(_is_altered(module) for module in em.modules())
+            and set(map(id, em.parameters())) == set(map(id, unrolled.weights(em.m_step)))
+            and not any(map(_is_altered, (*em.modules(), em.likelihood, loss, loss.likelihood)))
+            and not _has_any_global_hook()
+            and STARTS[em.first] in (noise, seeds)
             and all(weight.dtype == image.dtype and weight.device == image.device for weight in em.parameters())
             and type(loss) is NeuralEMLoss
-            and "of_step" not in vars(loss)
             and type(em.likelihood) is type(loss.likelihood) is Bernoulli
             and (loss.prior, loss.prior_weight) == (0, 1)
             and em.smoothing >= 1e-20
@@ -99,14 +102,22 @@ class FastPath:
         return TrainingLoss(_WithGradients.apply(total, gradients, *weights), state, params.view(gamma.shape))
 
 
-def _is_altered(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    replaced = {"forward", "step", "e_step", "explain", "decode"} & vars(module).keys()
-    return any(hooks) or bool(replaced) or module._compiled_call_impl is not None
+def _is_altered(part: object) -> bool:
+    """Whether it has hooks, is compiled, or has a method that is not its class's."""
+    if any(callable(getattr(type(part), name, None)) for name in vars(part)):
+        return True
+    if not isinstance(part, nn.Module):
+        return False
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks) or part._compiled_call_impl is not None
 
 
 class _WithGradients(torch.autograd.Function):
-    """A loss whose gradients are there already."""
+    """A loss whose gradients are there already.
+
+    Raises:
+        RuntimeError: they are to be differentiated again (``create_graph=True``), which would give nothing.
+    """
 
     @staticmethod
     def forward(ctx, total: Tensor, gradients: Sequence[Tensor], *weights: Tensor) -> Tensor:
@@ -114,8 +125,12 @@ class _WithGradients(torch.autograd.Function):
         return total.view_as(total)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fast path has no second derivatives (create_graph=True): take NeuralEMLoss of NeuralEM's "
+                "trajectory instead of training_loss"
+            )
         asked = zip(ctx.gradients, ctx.needs_input_grad[2:], strict=True)
         return None, None, *(gradient * d_total if needed else None for gradient, needed in asked)
 
@@ -123,7 +138,7 @@ class _WithGradients(torch.autograd.Function):
 class _Unrolled:
     """T steps of EM on images of one shape, forward and back.
 
-    A subclass for each M-step says which ones it ``fits`` and what their ``weights`` are, and has ``load`` (the
+    A subclass for each M-step says which ones it ``fits`` and what all their ``weights`` are, and has ``load`` (the
     weights), ``m_step`` (from a residual to logits and, in the end, the ``state``), ``m_step_backward`` (from the
     logits' gradient to the residual's) and the weights' ``gradients``.
     """
@@ -263,7 +278,7 @@ class _UnrolledRNNEM(_Unrolled):
             and type(m_step.input_layer) is type(m_step.recurrent_layer) is nn.Linear
             and type(m_step.decoder) is nn.Sequential
             and [type(layer) for layer in m_step.decoder] == [nn.Linear, nn.Unflatten]
-            and len(list(m_step.parameters())) == {nn.Identity: 5, nn.LayerNorm: 7}.get(type(m_step.norm))
+            and type(m_step.norm) in (nn.Identity, nn.LayerNorm)
         )
 
     @staticmethod
@@ -336,7 +351,7 @@ class _UnrolledNEM(_Unrolled):
 
     @staticmethod
     def fits(m_step: GradientMStep) -> bool:
-        return len(list(m_step.parameters())) == 2
+        return m_step.step_size.numel() == 1
 
     @staticmethod
     def weights(m_step: GradientMStep) -> list[Tensor]:

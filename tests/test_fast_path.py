@@ -132,9 +132,9 @@ def test_it_reproduces_the_authors_trace(name, monkeypatch):
     trace = np.load(ROOT / "tests" / "reference" / f"{name}.npz")
     em, gradients = authors_model(name, trace)
     image, gamma = (torch.tensor(trace[key], dtype=torch.float64).movedim(-1, -3) for key in ("image", "gamma0"))
-    monkeypatch.setattr(em, "first_responsibilities", lambda *arguments: gamma)
     loss, path = NeuralEMLoss(Bernoulli()), FastPath()
     assert path.applies(em, loss, image)
+    monkeypatch.setattr(em, "first_responsibilities", lambda *arguments: gamma)
     result = path(em, loss, image, num_components=3, num_steps=10)
     result.total.backward()
     last = loss.of_step(image, em.explain(image, result.state, result.params))
@@ -234,6 +234,16 @@ def test_frozen_weights_get_no_gradient(m_step):
     path = FastPath()
     path(em, NeuralEMLoss(Bernoulli()), binary(2, *SHAPE), num_components=2, num_steps=2).total.backward()
     assert all((p.grad is not None) == p.requires_grad for p in em.parameters())
+
+
+@every_m_step
+def test_second_derivatives_are_refused(m_step):
+    """The gradients have none, so they would silently count as constants."""
+    em, path = model(m_step), FastPath()
+    total = path(em, NeuralEMLoss(Bernoulli()), binary(2, *SHAPE), num_components=2, num_steps=2).total
+    with pytest.raises(RuntimeError, match="the fast path has no second derivatives"):
+        torch.autograd.grad(total, list(em.parameters()), create_graph=True)
+    torch.autograd.grad(total, list(em.parameters()))
 
 
 def test_many_components_and_steps():

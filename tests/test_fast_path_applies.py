@@ -9,6 +9,7 @@ from nem_lightning.fast_path import FastPath
 from nem_lightning.likelihoods import Bernoulli, Gaussian
 from nem_lightning.losses import NeuralEMLoss
 from nem_lightning.m_steps import GradientMStep
+from nem_lightning.starts import STARTS, seeds
 
 
 class OwnLinear(nn.Linear):
@@ -40,8 +41,17 @@ def change(kind: str):
             em.m_step.norm = nn.LayerNorm(6, elementwise_affine=False)
         case "no bias":
             em.m_step.input_layer = nn.Linear(20, 6, bias=False).double()
-        case "step":
-            em.step = lambda *arguments: None
+        case "bias elsewhere":
+            em.m_step.recurrent_layer.bias, em.m_step.input_layer.bias = em.m_step.input_layer.bias, None
+        case "step size by unit":
+            em.m_step = GradientMStep(SHAPE, 6).double()
+            em.m_step.step_size = nn.Parameter(torch.ones(6).double())
+        case "learned smoothing":
+            em.smoothing = nn.Parameter(torch.tensor(1e-6).double())
+        case "step" | "start" | "iterates" | "first_responsibilities":
+            setattr(em, kind, lambda *arguments, **named: None)
+        case "prob":
+            em.likelihood.prob = lambda *arguments: None
         case "of_step":
             loss.of_step = lambda *arguments: None
         case "hook":
@@ -67,24 +77,10 @@ def change(kind: str):
     return em, loss, image
 
 
-KINDS = [
-    "M-step",
-    "weights",
-    "activation",
-    "encoder",
-    "decoder",
-    "norm",
-    "norm without weights",
-    "no bias",
-    "step",
-    "of_step",
-    "hook",
-    "compiled",
-    "likelihood",
-    "loss likelihood",
-    "prior",
-]
-KINDS += ["prior weight", "smoothing", "grey image", "single precision image", "other image size"]
+KINDS = ["M-step", "weights", "activation", "encoder", "decoder", "norm", "norm without weights", "no bias"]
+KINDS += ["bias elsewhere", "step size by unit", "learned smoothing", "smoothing", "prior", "prior weight"]
+KINDS += ["step", "start", "iterates", "first_responsibilities", "prob", "of_step", "hook", "compiled"]
+KINDS += ["likelihood", "loss likelihood", "grey image", "single precision image", "other image size"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,3 +102,19 @@ def test_it_leaves_no_grad_and_autocast_to_the_loop():
         assert not FastPath.applies(*case)
     with torch.autocast("cpu"):
         assert not FastPath.applies(*case)
+
+
+def test_it_leaves_a_first_gamma_of_ones_own_to_the_loop(monkeypatch):
+    """It may be learned."""
+    case = change("nothing")
+    monkeypatch.setitem(STARTS, "noise", lambda *arguments: seeds(*arguments))
+    assert not FastPath.applies(*case)
+
+
+def test_it_leaves_global_hooks_to_the_loop():
+    handle = nn.modules.module.register_module_forward_hook(lambda *arguments: None)
+    try:
+        assert not FastPath.applies(*change("nothing"))
+    finally:
+        handle.remove()
+    assert FastPath.applies(*change("nothing"))

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from nem_lightning.em import Iterate
+from nem_lightning.m_steps import evaluating
 
 COLOURS = np.array(
     [
@@ -167,7 +168,8 @@ def save(module, batch: dict[str, Tensor], folder: Path, name: str) -> dict[str,
         What each picture is, and its path.
     """
     image, groups = (batch[name][:12].to(module.device) for name in ("image", "groups"))
-    with torch.no_grad():
+    image = image.to(next(module.parameters()).dtype)
+    with torch.no_grad(), evaluating(module):
         trajectory = module(image, generator=module.generator("test", 0), num_starts=module.num_starts)
     drawn = {
         "groupings by step": ("groupings.png", groupings(image, groups, trajectory, caption=f"first of the {name}")),

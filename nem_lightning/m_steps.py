@@ -5,8 +5,9 @@ gives the new ``state`` (B, K, D) and ``params`` (B, K, C, H, W). Weights are sh
 components. It has two attributes: ``image_shape`` (C, H, W) and ``state_size`` D.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +102,7 @@ class RecurrentMStep(nn.Module):
         self.state_size = hidden_size
         self.activation = activation
         self.encoder = encoder if encoder is not None else nn.Flatten()
-        with torch.no_grad():
-            features = self.encoder(torch.zeros(1, *self.image_shape)).flatten(1).shape[1]
+        features = _output_of(self.encoder, torch.zeros(1, *self.image_shape)).flatten(1).shape[1]
         self.input_layer = nn.Linear(features, hidden_size)  # U, b
         self.recurrent_layer = nn.Linear(hidden_size, hidden_size, bias=False)  # V
         self.norm = nn.LayerNorm(hidden_size) if layer_norm else nn.Identity()
@@ -113,8 +113,7 @@ class RecurrentMStep(nn.Module):
             nn.init.zeros_(linear.bias)
             decoder = nn.Sequential(linear, nn.Unflatten(1, self.image_shape))
         self.decoder = decoder
-        with torch.no_grad():
-            decoded = tuple(self.decoder(torch.zeros(1, hidden_size)).shape[1:])
+        decoded = tuple(_output_of(self.decoder, torch.zeros(1, hidden_size)).shape[1:])
         require(
             decoded == self.image_shape,
             f"decoder: gives images of shape {decoded}, must give image_shape={self.image_shape}",
@@ -136,6 +135,24 @@ class RecurrentMStep(nn.Module):
         params = self.decoder(state)  # (B*K, C, H, W)
         batch_and_components = residual.shape[:2]
         return state.unflatten(0, batch_and_components), params.unflatten(0, batch_and_components)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have a module and its parts in evaluation mode, each afterwards in the mode that it was in before."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@torch.no_grad()
+def _output_of(module: nn.Module, example: Tensor) -> Tensor:
+    with evaluating(module):  # batch normalisation takes no single image while training, and would count it
+        return module(example)
 
 
 def _checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import TinyImages, tiny_module
 
 from nem_lightning import figures
 from nem_lightning.em import Iterate
@@ -57,3 +58,16 @@ def test_gallery_shows_as_many_as_there_are(tmp_path):
     assert len(figure.axes) == 3 * 2
     figure.savefig(tmp_path / "gallery.png")
     assert (tmp_path / "gallery.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pictures_are_of_what_is_scored(tmp_path, dtype):
+    """In evaluation mode, and in the precision of the weights."""
+    module, drawn = tiny_module().to(dtype), []
+    module.em.m_step.encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5))
+    module.em.m_step.decoder.register_forward_hook(lambda *call: drawn.append(call[-1].float()))
+    batch = TinyImages().load("test").__getitems__(range(3))
+    pictures = [figures.save(module, batch, tmp_path, "test images") for _ in range(2)]
+    assert module.training and module.em.m_step.encoder[1].training
+    assert all(path.stat().st_size > 1000 for path in pictures[0].values())
+    assert all(map(torch.equal, drawn[:3], drawn[3:])) and len(drawn) == 6

@@ -81,3 +81,14 @@ def test_an_encoder_and_a_decoder_of_ones_own():
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         RecurrentMStep(**{"image_shape": SHAPE, **arguments})
+
+
+def test_encoders_and_decoders_may_have_batch_normalisation():
+    """Building an M-step does not touch it, nor its mode."""
+    encoder = nn.Sequential(nn.BatchNorm2d(SHAPE[0]), nn.Flatten(), nn.Linear(24, 7), nn.BatchNorm1d(7))
+    decoder = nn.Sequential(nn.Linear(5, 24), nn.BatchNorm1d(24).eval(), nn.Unflatten(1, SHAPE))
+    m_step = RecurrentMStep(SHAPE, hidden_size=5, encoder=encoder, decoder=decoder)
+    assert [part.training for part in (encoder, encoder[0], decoder, decoder[1])] == [True, True, True, False]
+    assert encoder[0].num_batches_tracked == encoder[3].num_batches_tracked == decoder[1].num_batches_tracked == 0
+    state, params = m_step(torch.randn(2, 3, *SHAPE), torch.randn(2, 3, 5))
+    assert state.shape == (2, 3, 5) and params.shape == (2, 3, *SHAPE)

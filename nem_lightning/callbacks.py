@@ -92,7 +92,8 @@ class StopOnNonFiniteLoss(pl.Callback):
         loss = outputs["loss"]
         step = torch.where(loss.isfinite(), torch.inf, float(trainer.global_step))
         self._first = torch.minimum(self._first, step.to(self._first))
-        if loss.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # 0: nothing is logged
+        if loss.device.type == "cpu" or (every and trainer.global_step % every == 0):
             self._check(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -123,8 +124,9 @@ class StopOnNonFiniteLoss(pl.Callback):
 class CheckpointOnInterrupt(pl.Callback):
     """Saves a checkpoint when training is interrupted (Ctrl-C, SIGTERM), so that nothing is lost.
 
-    A run that goes on from it ends with the weights of an undisturbed one. Interrupted within a
-    validation, it goes on after that validation.
+    A run that goes on from it ends with the weights of an undisturbed one; not so where Ctrl-C comes while gradients
+    accumulate, or where modules of your own draw from PyTorch's global generator (dropout), as neither is saved.
+    Interrupted within a validation, it goes on after that validation.
 
     Args:
         path: of the checkpoint.

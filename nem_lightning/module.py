@@ -1,9 +1,11 @@
 """The LightningModule: the recurrence and the loss, trained and scored."""
 
+import contextlib
+import functools
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import pytorch_lightning as pl
 import torch
@@ -87,7 +89,7 @@ class NeuralEMModule(pl.LightningModule):
         self.test_scores = nn.ModuleList(StepScores() for _ in range(num_steps))
         self.test_scores_by_step: list[dict[str, float]] = []
         self.test_images = 0
-        self._differentiate = em.differentiate_responsibilities
+        self._learning_rates: list[float] | None = None  # a group of parameters each
         self._generator: torch.Generator | None = None
 
     def check_images(self, datamodule) -> None:
@@ -111,6 +113,7 @@ class NeuralEMModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer | dict:
         optimizer = self.optimizer(self.parameters())
+        self._learning_rates = [group["lr"] for group in optimizer.param_groups]
         if not self.decay:
             return optimizer
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._decayed)
@@ -121,14 +124,14 @@ class NeuralEMModule(pl.LightningModule):
         return (1 + math.cos(math.pi * min(1, step / self.trainer.estimated_stepping_batches))) / 2 if step else 1.0
 
     def on_train_start(self) -> None:
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"]
-        for config in self.trainer.lr_scheduler_configs:
-            schedule = config.scheduler
-            schedule.base_lrs = [group["lr"] for group in schedule.optimizer.param_groups]
-            for group in schedule.optimizer.param_groups:
-                group["lr"] *= self._decayed(schedule.last_epoch)
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        if self._learning_rates is None or len(schedules) != self.decay:  # a subclass has its own
+            return
+        for schedule in schedules:
+            schedule.base_lrs = self._learning_rates
+        decayed = self._decayed(schedules[0].last_epoch) if schedules else 1.0
+        for group, rate in zip(self.trainer.optimizers[0].param_groups, self._learning_rates, strict=False):
+            group["lr"] = rate * decayed
 
     def generator(self, stage: str, *batch: int) -> torch.Generator:
         """Random numbers for one batch, on the module's device.
@@ -154,20 +157,33 @@ class NeuralEMModule(pl.LightningModule):
         return self.em(image, corrupted, **self._sizes, num_starts=num_starts, generator=generator)
 
     @property
+    def _is_unrolled_by_em(self) -> bool:
+        """Whether :meth:`forward` is the one above: what it does can then be had quicker."""
+        return getattr(self.forward, "__func__", None) is NeuralEMModule.forward
+
+    @property
     def _sizes(self) -> dict[str, int]:
         return {"num_components": self.num_components, "num_steps": self.num_steps}
-
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.em.differentiate_responsibilities = self._differentiate and self.current_epoch >= self.detached_epochs
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         image = batch["image"]
         generator = self.generator("train", self.current_epoch, batch_idx)
         corrupted = self.corruption(image, generator) if self.corruption is not None else None
-        loss = self.training_loss(image, corrupted, generator)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the others' would not be written
+        with self._detached_at_first():
+            loss = self.training_loss(image, corrupted, generator)
+        every = self.trainer.log_every_n_steps  # 0: never
+        if every and (self.global_step + 1) % every == 0:  # the others' would not be written
             self._log_training(image, loss)
         return loss.total
+
+    @contextlib.contextmanager
+    def _detached_at_first(self) -> Iterator[None]:
+        em, differentiate = self.em, self.em.differentiate_responsibilities
+        em.differentiate_responsibilities = differentiate and self.current_epoch >= self.detached_epochs
+        try:
+            yield
+        finally:
+            em.differentiate_responsibilities = differentiate
 
     @torch.no_grad()
     def _log_training(self, image: Tensor, loss: TrainingLoss) -> None:
@@ -186,7 +202,7 @@ class NeuralEMModule(pl.LightningModule):
         self, image: Tensor, corrupted: Tensor | None = None, generator: torch.Generator | None = None
     ) -> TrainingLoss:
         """What :meth:`forward`, then the loss give, by the quicker way where there is one: (B, C, H, W)."""
-        if self.fast_path.applies(self.em, self.loss, image, corrupted):
+        if self._is_unrolled_by_em and self.fast_path.applies(self.em, self.loss, image, corrupted):
             return self.fast_path(self.em, self.loss, image, corrupted, **self._sizes, generator=generator)
         trajectory = self(image, corrupted, generator)
         last = trajectory[-1]
@@ -197,8 +213,8 @@ class NeuralEMModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image = batch["image"]
-        iterates = self.em.iterates(image, **self._sizes, generator=self.generator("val", batch_idx))
-        last = deque(iterates, maxlen=1).pop()
+        unroll = functools.partial(self.em.iterates, **self._sizes) if self._is_unrolled_by_em else self
+        last = deque(unroll(image, generator=self.generator("val", batch_idx)), maxlen=1).pop()
         self.val_scores.update(self.em, image, batch["groups"], last, self.loss.of_step(image, last))
 
     def on_validation_epoch_end(self) -> None:

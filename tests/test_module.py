@@ -5,10 +5,12 @@ import pytorch_lightning as pl
 import torch
 from tiny import SHAPE, TinyImages, tiny_module, tiny_trainer
 
+from nem_lightning.callbacks import StopOnNonFiniteLoss
 from nem_lightning.errors import InputError
 from nem_lightning.likelihoods import Gaussian
 from nem_lightning.metrics import adjusted_mutual_information
 from nem_lightning.module import NeuralEMModule
+from nem_lightning.preemption import StopOnSignal
 from nem_lightning.scores import reconstruction_error
 
 SCORES = {
@@ -41,21 +43,93 @@ def test_training_logs_what_it_should_and_lowers_the_loss(tmp_path):
 def test_no_gradients_flow_through_responsibilities_in_the_first_epochs(tmp_path):
     seen = []
 
-    class Look(pl.Callback):
-        def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
-            seen.append((trainer.current_epoch, module.em.differentiate_responsibilities))
+    class Watched(NeuralEMModule):
+        def training_loss(self, *arguments):
+            seen.append((self.current_epoch, self.em.differentiate_responsibilities))
+            return super().training_loss(*arguments)
 
-    trainer = tiny_trainer(tmp_path, max_epochs=3, limit_train_batches=2, callbacks=[Look()])
-    trainer.fit(tiny_module(detached_epochs=1), TinyImages())
+    def fit(differentiate: bool, epochs: int, **arguments) -> NeuralEMModule:
+        seen.clear()
+        module = tiny_module(**arguments)
+        module.__class__ = Watched
+        module.em.differentiate_responsibilities = differentiate  # once it is built, too
+        tiny_trainer(tmp_path, max_epochs=epochs, limit_train_batches=2).fit(module, TinyImages())
+        return module
+
+    fit(True, 3, detached_epochs=1)
     assert seen == [(0, False)] * 2 + [(1, True)] * 2 + [(2, True)] * 2
-    seen.clear()
-    trainer = tiny_trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[Look()])
-    trainer.fit(module := tiny_module(), TinyImages())
-    module.em.differentiate_responsibilities = False
-    never = NeuralEMModule(module.em, module.loss, module.optimizer, num_components=2, num_steps=3)
-    trainer = tiny_trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[Look()])
-    trainer.fit(never, TinyImages())
-    assert seen == [(0, True), (0, False)]
+    assert fit(True, 1, detached_epochs=2).em.differentiate_responsibilities
+    assert seen == [(0, False)] * 2
+    fit(True, 1)
+    assert seen == [(0, True)] * 2
+    assert not fit(False, 1).em.differentiate_responsibilities
+    assert seen == [(0, False)] * 2
+
+
+def test_groups_of_parameters_keep_their_learning_rates(tmp_path):
+    """Also in a run that goes on, by its own settings."""
+
+    def module(*rates: float, decay: bool) -> NeuralEMModule:
+        def optimizer(parameters) -> torch.optim.Optimizer:
+            one, *others = parameters
+            return torch.optim.SGD([{"params": [one], "lr": rates[0]}, {"params": others}], lr=rates[1])
+
+        found = tiny_module(decay=decay)
+        found.optimizer = optimizer
+        return found
+
+    class Rates(pl.Callback):
+        def on_train_batch_start(self, trainer, *arguments) -> None:
+            seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    for decay, first, resumed in ((False, 1, 1), (True, 1, 0.5)):
+        seen = []
+        trainer = tiny_trainer(tmp_path, callbacks=[Rates()])
+        trainer.fit(module(1e-3, 0.1, decay=decay), TinyImages())
+        assert seen[0] == pytest.approx([1e-3 * first, 0.1 * first])
+        trainer.save_checkpoint(tmp_path / "here.ckpt")
+        seen.clear()
+        trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[Rates()])
+        trainer.fit(module(3e-3, 0.2, decay=decay), TinyImages(), ckpt_path=tmp_path / "here.ckpt")
+        assert seen[0] == pytest.approx([3e-3 * resumed, 0.2 * resumed])
+
+
+def test_a_subclass_may_have_a_schedule_of_its_own(tmp_path):
+    class WarmUp(NeuralEMModule):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, 3)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    rates, module = LearningRates(), tiny_module(lr=0.1)
+    module.__class__ = WarmUp
+    tiny_trainer(tmp_path, callbacks=[rates]).fit(module, TinyImages())
+    assert rates.seen == pytest.approx([0.001, 0.034, 0.067, 0.1, 0.1])
+
+
+def test_a_subclass_may_have_a_forward_of_its_own(tmp_path):
+    """What it gives is what is trained, validated and tested, also where there are quicker ways."""
+
+    class Mirrored(NeuralEMModule):
+        def forward(self, image, *arguments, **named):
+            return super().forward(image.flip(-1), *arguments, **named)
+
+    module, plain, image = tiny_module(), tiny_module(), TinyImages().load("val").images.float()
+    module.__class__ = Mirrored
+    draws = torch.Generator()
+    found = module.training_loss(image, generator=draws.manual_seed(0)).total
+    expected = module.loss(image, plain(image.flip(-1), generator=draws.manual_seed(0)))
+    assert torch.allclose(found, expected)
+    trainer = tiny_trainer(tmp_path)
+    score = "reconstruction_error"
+    validated = trainer.validate(module, data := TinyImages(batch_size=30), verbose=False)[0][f"val/{score}"]
+    assert validated != trainer.validate(plain, data, verbose=False)[0][f"val/{score}"]
+
+
+def test_nothing_is_logged_where_nothing_is_asked_for(tmp_path):
+    trainer = tiny_trainer(tmp_path, log_every_n_steps=0, callbacks=[StopOnNonFiniteLoss(), StopOnSignal()])
+    trainer.fit(tiny_module(), TinyImages())
+    assert trainer.global_step == 5 and "train/loss" not in trainer.callback_metrics
 
 
 class LearningRates(pl.Callback):

@@ -33,9 +33,9 @@ class StopOnSignal(pl.Callback):
     """Stops training after the step in which SIGTERM, SIGUSR1 or SIGUSR2 comes, in all processes alike.
 
     In place of Lightning's own handlers, which save within a step and let the processes of a DDP run stop
-    at different ones. A signal that comes just before or within a validation waits for the step after it,
-    so that a run that goes on has the same scores as an undisturbed one. With several processes it is
-    looked for every ``log_every_n_steps`` steps, as they have to agree.
+    at different ones. A signal that comes just before or within a validation, or while gradients accumulate, waits
+    for the step after, so that a run that goes on has the scores and weights of an undisturbed one. With several
+    processes it is looked for every ``log_every_n_steps`` batches (50 where nothing is logged), as they have to agree.
 
     Raises:
         Preempted: for :class:`~nem_lightning.callbacks.CheckpointOnInterrupt`, and :func:`leave`.
@@ -53,9 +53,17 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        looks = trainer.world_size == 1 or batch_idx % trainer.log_every_n_steps == 0
-        if looks and (batch_idx + 1) % trainer.val_check_batch:  # no validation comes next
+        every = trainer.log_every_n_steps or 50  # 0: nothing is logged
+        looks = trainer.world_size == 1 or batch_idx % every == 0
+        accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch
+        if looks and not accumulates and not self._validation_comes_next(trainer, batch_idx):
             self._stop_together(trainer)
+
+    @staticmethod
+    def _validation_comes_next(trainer: pl.Trainer, batch_idx: int) -> bool:
+        every = trainer.val_check_batch  # None where it is the clock that says so
+        done = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+        return every is not None and (done + 1) % every == 0
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop_together(trainer)

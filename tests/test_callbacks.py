@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from nem_lightning.callbacks import (
     NonFiniteLoss,
     StopOnNonFiniteLoss,
 )
+from nem_lightning.preemption import Preempted, StopOnSignal
 
 
 class PoisonAt(pl.Callback):
@@ -168,3 +171,46 @@ def test_groupings_of_the_same_images_go_to_the_logger(tmp_path, monkeypatch):
     trainer.fit(tiny_module(), TinyImages())
     axes = (2 + 1) * (3 + 2)
     assert drawn == [(f"val/groupings/{i}", axes, step) for step in (5, 10) for i in range(2)]
+
+
+class KillIn(pl.Callback):
+    """SIGTERM in a batch, counted from the start."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("batch", [0, 2, 4, 5, 6])
+def test_a_signal_waits_while_gradients_accumulate(tmp_path, batch):
+    def trainer(*callbacks):
+        return tiny_trainer(tmp_path, max_epochs=2, accumulate_grad_batches=3, callbacks=[StopOnSignal(), *callbacks])
+
+    undisturbed, resumed, path = tiny_module(), tiny_module(), tmp_path / "interrupted.ckpt"
+    trainer().fit(undisturbed, TinyImages())  # 5 batches, 2 steps an epoch
+    with pytest.raises(Preempted):
+        trainer(KillIn(batch), CheckpointOnInterrupt(str(path))).fit(tiny_module(), TinyImages())
+    trainer(CheckpointOnInterrupt(str(path))).fit(resumed, TinyImages(), ckpt_path=path, weights_only=True)
+    assert all(map(torch.equal, undisturbed.em.parameters(), resumed.em.parameters()))
+
+
+@pytest.mark.parametrize("batch", [2, 5, 8])
+def test_a_signal_waits_for_a_validation_that_is_counted_over_epochs(tmp_path, batch):
+    validated = []
+
+    class Record(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            validated.append(trainer.global_step)
+
+    def trainer(*callbacks):
+        every = {"check_val_every_n_epoch": None, "val_check_interval": 3}
+        return tiny_trainer(tmp_path, max_epochs=3, callbacks=[StopOnSignal(), Record(), *callbacks], **every)
+
+    path = tmp_path / "interrupted.ckpt"
+    with pytest.raises(Preempted):
+        trainer(KillIn(batch), CheckpointOnInterrupt(str(path))).fit(tiny_module(), TinyImages())
+    trainer(CheckpointOnInterrupt(str(path))).fit(tiny_module(), TinyImages(), ckpt_path=path, weights_only=True)
+    assert validated == [3, 6, 9, 12, 15]

@@ -59,12 +59,13 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         saver = trainer.checkpoint_callback
         best = saver.best_model_path if saver is not None else ""
         trainer.test(module, datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
-        best_score = saver.best_model_score.item() if best else None
+        watched = saver.best_model_score if best else None  # None, too, where the checkpoints watch no score
+        best_score = None if watched is None else watched.item()
         if trainer.is_global_zero:
-            places |= {"best checkpoint": best or "none saved, scores are of the last weights"}
-            summarise(module, datamodule, places, console)
             run = {"ckpt_path": best, "best_score": best_score, "epochs": epochs}
             folder.finish({**run, **cli.test_scores(module, "test")})
+            places |= {"best checkpoint": best or "none saved, scores are of the last weights"}
+            summarise(module, datamodule, places, console)
         return _number(best_score)
     finally:
         for logger in loggers:

@@ -191,7 +191,9 @@ def say_how_it_went() -> None:
         for run in runs:
             if scores := run.scores():
                 finished += 1
-                said = f"test AMI (max) {scores['by_step'][-1]['ami_max']:.4f}, {scores['epochs']} epochs"
+                *_, last = scores["by_step"] or [None]  # none, where no image was tested
+                test = f"test AMI (max) {last['ami_max']:.4f}" if last else "not tested"
+                said = f"{test}, {scores['epochs']} epochs"
             elif run.is_running:
                 running += 1
                 said = "running"

@@ -140,6 +140,14 @@ def test_the_same_seed_gives_the_same_run(run, tmp_path):
     assert all(torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
 
 
+@pytest.mark.parametrize("change", ["~callbacks.best_checkpoint", "callbacks.best_checkpoint.monitor=null"])
+def test_a_run_in_double_precision_whose_checkpoints_watch_no_score(run, tmp_path, change):
+    run("train.py", *SMOKE, change, "+trainer.precision=64-true")
+    scores = json.loads(only(tmp_path.glob("outputs/*/scores.json")).read_text())
+    assert scores["best_score"] is None and len(scores["by_step"]) == 3
+    assert only(tmp_path.glob("outputs/*/gallery.png")).stat().st_size > 1000
+
+
 def test_no_earlier_run_is_overwritten(run, tmp_path):
     run("train.py", *SMOKE, "hydra.run.dir=here")
     before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.suffix in {".ckpt", ".yaml"}}

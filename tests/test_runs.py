@@ -36,12 +36,15 @@ def test_the_summary_of_a_sweep_says_the_whole_reason_and_who_is_running(tmp_pat
     with pytest.raises(InputError), RunFolder(tmp_path / "failed") as failed:
         failed.path.mkdir()
         raise InputError("add trusted=[package]")
+    (tmp_path / "untested").mkdir()  # trainer.limit_test_batches=0
+    (tmp_path / "untested" / "scores.json").write_text('{"by_step": [], "epochs": 7}')
     with RunFolder(tmp_path / "running") as running:
         running.claim({"seed": 0})
         with pytest.raises(SystemExit):
             sweeps.say_how_it_went()
         printed = capsys.readouterr().out
-        assert "add trusted=[package]" in printed and "0 of 2 runs finished." in printed
+        assert "add trusted=[package]" in printed and "1 of 3 runs finished." in printed
+        assert "not tested, 7 epochs" in printed
         assert any(line.split() == ["running", "running"] for line in printed.splitlines())
         monkeypatch.setattr(sweeps, "_SWEEPS", [])
         sweeps.say_how_it_went()  # not a sweep

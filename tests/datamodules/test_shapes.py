@@ -120,6 +120,8 @@ def test_a_published_file_is_read_instead(tmp_path, caplog):
     datamodule.setup()
     assert len(datamodule.images["test"]) == 12 and datamodule.images["test"].groups[0, 3, 4] == 2
     assert len(list(tmp_path.iterdir())) == 1
+    for others in ({"generation_seed": 1}, {"num_objects": 4}, {"size": 20}):
+        assert ShapesDataModule(str(tmp_path), **others).path.name != "shapes.h5"
     datamodule = ShapesDataModule(str(tmp_path), train_on="single")
     with pytest.raises(InputError, match=r"shapes.h5: has no group 'single'; its groups are test, training, val"):
         datamodule.setup()

@@ -73,6 +73,8 @@ def run(model: nn.Module, x: Tensor, noisy: Tensor, components: int, steps: int,
 class Products:
     """The matrix products of training on a batch, and nothing else. ``forward`` alone is those of evaluation.
 
+    None is there in vain: theta is 0 before the first step, and no gradient of it or of the first residual is needed.
+
     They read and write memory of their own for each step, as in the real thing, allocated beforehand.
     """
 
@@ -90,7 +92,7 @@ class Products:
     def forward(self) -> None:
         for t in range(len(self.theta)):
             torch.mm(self.residual[t], self.encoder.T, out=self.theta[t])
-            if self.recurrent:
+            if self.recurrent and t:
                 torch.addmm(self.theta[t], self.state[t - 1], self.recurrence.T, out=self.theta[t])
             torch.mm(self.state[t], self.decoder.T, out=self.logits[t])
 
@@ -98,19 +100,19 @@ class Products:
         """``at_once``: one weight-gradient product for all steps; else each step has its own."""
         for t in reversed(range(len(self.theta))):
             torch.mm(self.d_logits[t], self.decoder, out=self.d_state[t])
-            torch.mm(self.d_theta[t], self.encoder, out=self.d_residual[t])
-            if self.recurrent:
-                torch.addmm(self.d_state[t], self.d_theta[t], self.recurrence, out=self.d_state[t])
+            if t:
+                torch.mm(self.d_theta[t], self.encoder, out=self.d_residual[t])
+                if self.recurrent:
+                    torch.addmm(self.d_state[t], self.d_theta[t], self.recurrence, out=self.d_state[t])
             if not at_once:
-                self.weights(t)
+                self.weights(t, t + 1)
         if at_once:
-            self.weights(slice(None))
+            self.weights(0, len(self.theta))
 
-    def weights(self, steps: int | slice) -> None:
-        d_theta, d_logits, residual, state = (
-            x[steps].flatten(0, -2).T for x in (self.d_theta, self.d_logits, self.residual, self.state)
-        )
-        d_theta @ residual.T
-        d_logits @ state.T
+    def weights(self, start: int, stop: int) -> None:
+        products = [(self.d_theta, self.residual, start), (self.d_logits, self.state, start)]
         if self.recurrent:
-            d_theta @ state.T
+            products.append((self.d_theta, self.state, max(start, 1)))
+        for one, other, first in products:
+            if first < stop:
+                one[first:stop].flatten(0, 1).T @ other[first:stop].flatten(0, 1)

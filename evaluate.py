@@ -30,14 +30,14 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     module.seed = config.seed
     datamodule = instantiate(config.data)
     module.check_images(datamodule)
-    folder.claim(OmegaConf.to_container(config, resolve=True), again=False)
     datamodule.prepare_data()
+    images = datamodule.eval_dataloader(config.split)  # what is wrong with the data is said before the folder is taken
+    folder.claim(OmegaConf.to_container(config, resolve=True), again=False)
     trainer = instantiate(config.trainer, logger=False)
-    trainer.test(module, datamodule.eval_dataloader(config.split), verbose=False)
+    trainer.test(module, images, verbose=False)
 
     folder.finish({"ckpt_path": str(config.ckpt_path), **cli.test_scores(module, config.split)})
-    batch = next(iter(datamodule.eval_dataloader(config.split)))
-    pictures = figures.save(module, batch, folder.path, f"{config.split} images")
+    pictures = figures.save(module, next(iter(images)), folder.path, f"{config.split} images")
     console = Console()
     title = f"K={module.num_components}, {config.split} images, by EM step{cli.best_of(module)}"
     cli.print_scores_by_step(title, module.test_scores_by_step, console)

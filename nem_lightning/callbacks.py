@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,31 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from nem_lightning import checkpoint, figures
-from nem_lightning.errors import InputError, NonFiniteLoss
+from nem_lightning.errors import InputError, NonFiniteLoss, require
 from nem_lightning.files import atomic_file
+from nem_lightning.module import TRAINING, NeuralEMModule
 
 log = logging.getLogger(__name__)
+
+
+def require_known_monitors(callbacks: Mapping[str, pl.Callback], module: NeuralEMModule) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` where a callback watches a score that is not logged.
+
+    With a module or callbacks of other packages, which may log scores of their own, nothing is said.
+
+    Args:
+        callbacks: by their names under ``callbacks`` in the configuration.
+        module: what logs.
+    """
+    packages = {type(part).__module__.partition(".")[0] for part in (module, *callbacks.values())}
+    if packages <= {"nem_lightning", "pytorch_lightning"}:
+        known = [f"val/{name}" for name in module.val_scores.names] + [f"train/{name}" for name in TRAINING]
+        for name, callback in callbacks.items():
+            monitor = getattr(callback, "monitor", None)
+            require(
+                monitor in (None, "epoch", "step", *known),
+                f"callbacks.{name}.monitor={monitor}: must be one of {', '.join(known)}",
+            )
 
 
 class ProgressBar(RichProgressBar):

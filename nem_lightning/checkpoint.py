@@ -1,5 +1,6 @@
 """Checkpoints that say how their model is built."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def contents(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling other files' bytes can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # PyTorch's words advise to trust the file
+            reason = "not what torch.save writes of tensors and plain values"
         raise InputError(f"ckpt_path={path}: not a checkpoint, or cut short ({reason})") from error
 
 
@@ -115,7 +118,7 @@ def load(
     num_components: int | None = None,
     num_steps: int | None = None,
     num_starts: int | None = None,
-    trusted: Sequence[str] = (),
+    trusted: Sequence[str] | str = (),
 ) -> NeuralEMModule:
     """Build a checkpoint's model and load its weights.
 
@@ -128,7 +131,7 @@ def load(
         num_components: K; as trained by default.
         num_steps: T; as trained by default. A list of step weights then no longer fits, and "last" is scored.
         num_starts: from how many first responsibilities; as trained by default.
-        trusted: names of packages that the configuration may import.
+        trusted: names of packages that the configuration may import, or one name.
 
     Raises:
         InputError: as :func:`read` and :func:`weights`; a class of another package; K, T or the number of
@@ -136,6 +139,7 @@ def load(
     """
     checkpoint = read(path)
     config = dict(checkpoint[KEY]["model"])
+    trusted = [trusted] if isinstance(trusted, str) else trusted
     _require_trusted(config, (*TRUSTED, *trusted), path)
     if num_components is not None:
         config["num_components"] = num_components

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nem_lightning.errors import InputError, require, require_count, require_number
+from nem_lightning.errors import InputError, require, require_count, require_flag, require_number
 from nem_lightning.starts import STARTS, energy
 
 
@@ -55,7 +55,7 @@ class NeuralEM(nn.Module):
         first: what the first gamma is, from :mod:`nem_lightning.starts`: "noise", as published, or "seeds".
 
     Raises:
-        InputError: smoothing below 0, or an unknown first gamma.
+        InputError: smoothing below 0, an unknown first gamma, or a setting of another kind.
 
     Source: Greff et al. 2017, section 2.
     """
@@ -74,6 +74,7 @@ class NeuralEM(nn.Module):
             raise InputError(f"first={first!r}: must be one of {', '.join(STARTS)}")
         require_number("smoothing", smoothing, minimum=0)
         require_number("initial_mean", initial_mean)
+        require_flag("differentiate_responsibilities", differentiate_responsibilities)
         self.m_step = m_step
         self.likelihood = likelihood
         self.smoothing = smoothing

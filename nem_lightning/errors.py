@@ -39,5 +39,10 @@ def require_count(name: str, value: object, minimum: int = 1) -> None:
     require(is_integer and value >= minimum, f"{name}={value}: must be an integer of at least {minimum}")
 
 
+def require_flag(name: str, value: object) -> None:
+    """Raise :class:`InputError` unless ``value`` is true or false: "no" and "off" are words to Hydra, and not false."""
+    require(isinstance(value, bool), f"{name}={value}: must be true or false")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

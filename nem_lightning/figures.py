@@ -24,12 +24,13 @@ COLOURS = np.array(
         (0.55, 0.37, 0.22),
     ]
 )
-"""One colour a component or object, repeated beyond eight."""
+"""One colour a component or object; then each darker, then lighter, and repeated beyond 24."""
 
 
 def colours(count: int) -> np.ndarray:
     """(count, 3), red, green, blue in [0, 1]."""
-    return COLOURS[np.arange(count) % len(COLOURS)]
+    shades = np.concatenate([COLOURS, 0.5 * COLOURS, 0.4 * COLOURS + 0.6])
+    return shades[np.arange(count) % len(shades)]
 
 
 def grouping_colours(responsibilities: Tensor) -> np.ndarray:

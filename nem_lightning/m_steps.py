@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from nem_lightning.errors import InputError, require, require_count, require_positive
+from nem_lightning.errors import InputError, require, require_count, require_flag, require_positive
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
@@ -99,6 +99,7 @@ class RecurrentMStep(nn.Module):
         require_count("hidden_size", hidden_size)
         if activation not in ACTIVATIONS:
             raise InputError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+        require_flag("layer_norm", layer_norm)
         self.state_size = hidden_size
         self.activation = activation
         self.encoder = encoder if encoder is not None else nn.Flatten()

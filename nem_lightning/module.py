@@ -11,11 +11,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from nem_lightning.corruption import BitFlip
 from nem_lightning.em import Iterate, NeuralEM
-from nem_lightning.errors import InputError, require, require_count
+from nem_lightning.errors import InputError, require, require_count, require_flag
 from nem_lightning.fast_path import FastPath, TrainingLoss
 from nem_lightning.losses import NeuralEMLoss
 from nem_lightning.scores import StepScores, reconstruction_error
+
+TRAINING = ("loss", "loss_intra", "loss_inter", "reconstruction_error")
+"""What is logged while training, after ``train/``."""
 
 
 class NeuralEMModule(pl.LightningModule):
@@ -48,7 +52,7 @@ class NeuralEMModule(pl.LightningModule):
 
     Raises:
         InputError: K, T or the number of starts below 1, several starts with Gaussian pixels, a negative number of
-            epochs, or a loss that does not fit T.
+            epochs, a loss that does not fit T, or an optimizer that does not take its settings.
     """
 
     def __init__(
@@ -70,6 +74,11 @@ class NeuralEMModule(pl.LightningModule):
         em.require_starts(num_starts)
         require_count("detached_epochs", detached_epochs, minimum=0)
         require_count("seed", seed, minimum=0)
+        require_flag("decay", decay)
+        try:
+            optimizer(em.parameters())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"optimizer: {' '.join(str(error).split())}") from error
         try:
             loss.weights(num_steps)
         except InputError as error:
@@ -110,6 +119,13 @@ class NeuralEMModule(pl.LightningModule):
                 f"model.{name}.likelihood: Bernoulli pixels must be 0 or 1, but {type(datamodule).__name__} gives "
                 "real values in [0, 1]; use the Gaussian",
             )
+        own, of_loss = (type(part.likelihood).__name__ for part in (self.em, self.loss))
+        require(own == of_loss, f"model.loss.likelihood: is {of_loss}, but model.em.likelihood {own}; must be the same")
+        require(
+            datamodule.binary or not isinstance(self.corruption, BitFlip),
+            f"model.corruption: bit flips are for pixels of 0 and 1, but {type(datamodule).__name__} gives real values "
+            "in [0, 1]; use masked_uniform",
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer | dict:
         optimizer = self.optimizer(self.parameters())
@@ -189,14 +205,9 @@ class NeuralEMModule(pl.LightningModule):
     def _log_training(self, image: Tensor, loss: TrainingLoss) -> None:
         last = self.em.explain(image, loss.state, loss.params)
         of_last = self.loss.of_step(image, last)
-        self.log("train/loss", loss.total.detach(), prog_bar=True)
-        self.log_dict(
-            {
-                "train/loss_intra": of_last.intra,
-                "train/loss_inter": of_last.inter,
-                "train/reconstruction_error": reconstruction_error(image, last),
-            }
-        )
+        values = (loss.total.detach(), of_last.intra, of_last.inter, reconstruction_error(image, last))
+        for name, value in zip(TRAINING, values, strict=True):
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
 
     def training_loss(
         self, image: Tensor, corrupted: Tensor | None = None, generator: torch.Generator | None = None

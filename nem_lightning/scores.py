@@ -58,6 +58,11 @@ class StepScores(nn.Module):
         names = ("loss", "loss_intra", "loss_inter", "reconstruction_error", "confidence", "log_likelihood")
         self.means = nn.ModuleDict({name: _WeightedMean() for name in names})
 
+    @property
+    def names(self) -> list[str]:
+        """Of all scores."""
+        return [*self.groupings.keys(keep_base=True), *self.means]
+
     @torch.no_grad()
     def update(self, em: NeuralEM, image: Tensor, groups: Tensor, iterate: Iterate, loss: StepLoss) -> None:
         """Add a batch.

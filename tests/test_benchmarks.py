@@ -47,6 +47,14 @@ def test_the_floor_is_the_products_of_a_training_step(model):
     assert counts["products"] == counts["products step by step"] == counts["plain loop"] - in_vain
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["speed", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        speed.main()
+    assert "--device=cuda: PyTorch finds no GPU with CUDA here" in capsys.readouterr().err
+
+
 def test_every_part_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["speed", "--quick", "--out", str(tmp_path)])
     speed.main()

@@ -101,6 +101,7 @@ def test_own_classes_can_be_trusted(tmp_path):
     m_step = {**model["em"]["m_step"], "encoder": {"_target_": "flatten_of_my_own.MyFlatten"}}
     _, path = save(tmp_path, {"model": {**model, "em": {**model["em"], "m_step": m_step}}})
     checkpoint.load(path, trusted=["flatten_of_my_own"])
+    checkpoint.load(path, trusted="flatten_of_my_own")
 
 
 def test_bad_files(tmp_path):
@@ -109,6 +110,9 @@ def test_bad_files(tmp_path):
     _, path = save(tmp_path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match=r"model.ckpt: not a checkpoint, or cut short"):
+        checkpoint.load(path)
+    path.write_text("# A heading\n")
+    with pytest.raises(InputError, match=r"cut short \(not what torch.save writes of tensors and plain values\)"):
         checkpoint.load(path)
     path.write_bytes(b"")
     with pytest.raises(InputError, match=r"model.ckpt: not a checkpoint, or cut short"):

@@ -172,6 +172,13 @@ def test_no_earlier_run_is_overwritten(run, tmp_path):
             ["data=voc", "likelihood@model.em.likelihood=bernoulli"],
             "model.em.likelihood: Bernoulli pixels must be 0 or 1",
         ),
+        (["model.decay=no"], "model.decay=no: must be true or false"),
+        (["model.optimizer=null"], "model.optimizer: 'NoneType' object is not callable"),
+        (["+model.optimizer.momentum=1"], "unexpected keyword argument 'momentum'"),
+        (
+            ["callbacks.early_stopping.monitor=val/foo"],
+            "callbacks.early_stopping.monitor=val/foo: must be one of val/ami_max, val/ami_arithmetic, val/ari",
+        ),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: no such file"),
         (["model.optimizer.lr=inf"], "the loss is not finite at step"),
     ],
@@ -181,7 +188,7 @@ def test_bad_settings_get_one_line(run, tmp_path, arguments, message):
     assert message in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.glob("outputs/*/checkpoints"))
-    if "lr" not in arguments[0]:  # before any training, so the corrected command may use the folder
+    if "inf" not in arguments[0]:  # before any training, so the corrected command may use the folder
         assert not list(tmp_path.glob("outputs/*/config.yaml"))
 
 

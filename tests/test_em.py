@@ -254,3 +254,5 @@ def test_bad_image_shape_and_smoothing():
         small_model("recurrent", True)(images(2, True, (1, 3, 4)))
     with pytest.raises(InputError, match="smoothing=-1"):
         small_model("recurrent", True, smoothing=-1)
+    with pytest.raises(InputError, match="differentiate_responsibilities=no: must be true or false"):
+        small_model("recurrent", True, differentiate_responsibilities="no")

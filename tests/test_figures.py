@@ -71,3 +71,9 @@ def test_pictures_are_of_what_is_scored(tmp_path, dtype):
     assert module.training and module.em.m_step.encoder[1].training
     assert all(path.stat().st_size > 1000 for path in pictures[0].values())
     assert all(map(torch.equal, drawn[:3], drawn[3:])) and len(drawn) == 6
+
+
+def test_two_dozen_components_have_colours_of_their_own():
+    found = figures.colours(24)
+    assert found.min() >= 0 and found.max() <= 1
+    assert min(np.abs(one - other).sum() for i, one in enumerate(found) for other in found[:i]) > 0.15

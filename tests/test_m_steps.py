@@ -73,6 +73,7 @@ def test_an_encoder_and_a_decoder_of_ones_own():
     [
         ({"hidden_size": 0}, "hidden_size=0"),
         ({"hidden_size": 2.5}, "hidden_size=2.5"),
+        ({"layer_norm": "no"}, "layer_norm=no: must be true or false"),
         ({"activation": "swish"}, "activation='swish': must be one of sigmoid, tanh, relu"),
         ({"image_shape": (28, 28)}, "image_shape"),
         ({"decoder": nn.Linear(250, 7)}, r"decoder: gives images of shape \(7,\)"),

@@ -6,8 +6,9 @@ import torch
 from tiny import SHAPE, TinyImages, tiny_module, tiny_trainer
 
 from nem_lightning.callbacks import StopOnNonFiniteLoss
+from nem_lightning.corruption import MaskedUniform
 from nem_lightning.errors import InputError
-from nem_lightning.likelihoods import Gaussian
+from nem_lightning.likelihoods import Bernoulli, Gaussian
 from nem_lightning.metrics import adjusted_mutual_information
 from nem_lightning.module import NeuralEMModule
 from nem_lightning.preemption import StopOnSignal
@@ -218,6 +219,11 @@ def test_bad_k_and_t(name):
         tiny_module(**{name: 0})
 
 
+def test_an_optimizer_that_does_not_take_its_settings():
+    with pytest.raises(InputError, match="optimizer: Invalid learning rate: -1"):
+        tiny_module(lr=-1)
+
+
 def test_images_that_do_not_fit():
     module, data = tiny_module(), TinyImages()
     module.check_images(data)
@@ -225,7 +231,15 @@ def test_images_that_do_not_fit():
     with pytest.raises(InputError, match=r"model.em.likelihood: Bernoulli pixels must be 0 or 1.*Gaussian"):
         module.check_images(data)
     module.em.likelihood = module.loss.likelihood = Gaussian()
+    with pytest.raises(InputError, match=r"model.corruption: bit flips are for pixels of 0 and 1.*masked_uniform"):
+        module.check_images(data)
+    module.corruption = MaskedUniform(0.1)
     module.check_images(data)
+    module.loss.likelihood = Bernoulli()
+    data.binary = True
+    with pytest.raises(InputError, match=r"model.loss.likelihood: is Bernoulli, but model.em.likelihood Gaussian"):
+        module.check_images(data)
+    module.loss.likelihood = Gaussian()
     data.image_shape = (1, 7, 7)
     with pytest.raises(InputError, match=r"images are \(1, 7, 7\) .* this model takes \(1, 6, 5\)"):
         module.check_images(data)
@@ -240,7 +254,6 @@ def test_what_is_logged_while_training_is_of_the_last_step(fast, monkeypatch):
     loss = module.training_loss(image, generator=torch.Generator().manual_seed(0))
     logged = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
-    monkeypatch.setattr(module, "log_dict", lambda values: logged.update(values))
     module._log_training(image, loss)
     trajectory = module(image, generator=torch.Generator().manual_seed(0))
     last = module.loss.of_step(image, trajectory[-1])

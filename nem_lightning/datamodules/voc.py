@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
-from nem_lightning.errors import InputError, require, require_count
+from nem_lightning.errors import InputError, require, require_count, require_flag
 from nem_lightning.files import atomic_file
 from nem_lightning.overlap import VOID
 
@@ -64,6 +64,7 @@ class VOCDataModule(ImagesDataModule):
     ) -> None:
         super().__init__(batch_size, seed)
         require_count("size", size)
+        require_flag("download", download)
         self.image_shape = (3, size, size)
         self.devkit = Path(devkit)
         self.root = self.devkit / "VOC2012"

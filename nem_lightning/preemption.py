@@ -35,7 +35,7 @@ class StopOnSignal(pl.Callback):
     In place of Lightning's own handlers, which save within a step and let the processes of a DDP run stop
     at different ones. A signal that comes just before or within a validation, or while gradients accumulate, waits
     for the step after, so that a run that goes on has the scores and weights of an undisturbed one. With several
-    processes it is looked for every ``log_every_n_steps`` batches (50 where nothing is logged), as they have to agree.
+    processes it is looked for every ``log_every_n_steps`` steps (50 where nothing is logged), as they have to agree.
 
     Raises:
         Preempted: for :class:`~nem_lightning.callbacks.CheckpointOnInterrupt`, and :func:`leave`.
@@ -53,9 +53,9 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every = trainer.log_every_n_steps or 50  # 0: nothing is logged
-        looks = trainer.world_size == 1 or batch_idx % every == 0
-        accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch
+        every, batches = trainer.log_every_n_steps or 50, trainer.accumulate_grad_batches  # 0: nothing is logged
+        looks = trainer.world_size == 1 or batch_idx // batches % every == 0
+        accumulates = (batch_idx + 1) % batches and not trainer.is_last_batch
         if looks and not accumulates and not self._validation_comes_next(trainer, batch_idx):
             self._stop_together(trainer)
 

@@ -1,6 +1,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -214,3 +215,15 @@ def test_a_signal_waits_for_a_validation_that_is_counted_over_epochs(tmp_path, b
         trainer(KillIn(batch), CheckpointOnInterrupt(str(path))).fit(tiny_module(), TinyImages())
     trainer(CheckpointOnInterrupt(str(path))).fit(tiny_module(), TinyImages(), ckpt_path=path, weights_only=True)
     assert validated == [3, 6, 9, 12, 15]
+
+
+@pytest.mark.parametrize(("accumulate", "looked_at"), [(1, [0, 4, 8]), (2, [1, 9]), (3, [2]), (4, [3])])
+def test_several_processes_look_for_a_signal_now_and_then(monkeypatch, accumulate, looked_at):
+    """After every fourth step, never while gradients accumulate, nor before the validation after batch 11."""
+    seen, stop = [], StopOnSignal()
+    monkeypatch.setattr(stop, "_stop_together", lambda trainer: seen.append(batch))
+    for batch in range(12):
+        trainer = SimpleNamespace(world_size=2, log_every_n_steps=4, accumulate_grad_batches=accumulate)
+        trainer.is_last_batch, trainer.check_val_every_n_epoch, trainer.val_check_batch = batch == 11, 1, 12
+        stop.on_train_batch_end(trainer, None, None, None, batch)
+    assert seen == looked_at

@@ -177,7 +177,7 @@ def test_no_earlier_run_is_overwritten(run, tmp_path):
         (["+model.optimizer.momentum=1"], "unexpected keyword argument 'momentum'"),
         (
             ["callbacks.early_stopping.monitor=val/foo"],
-            "callbacks.early_stopping.monitor=val/foo: must be one of val/ami_max, val/ami_arithmetic, val/ari",
+            "callbacks.early_stopping.monitor=val/foo: must be one of val/ami",
         ),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: no such file"),
         (["model.optimizer.lr=inf"], "the loss is not finite at step"),
@@ -285,9 +285,13 @@ def test_bad_settings_of_evaluate_get_one_line(run, tmp_path):
         ([], "ckpt_path: must be given"),
         ([f"ckpt_path={best}", "seed=5000000000"], "seed=5000000000: must be less than 2^32"),
         (["ckpt_path=here/config.yaml"], "ckpt_path=here/config.yaml: not a checkpoint, or cut short"),
+        ([f"ckpt_path={best}", "paths.data_dir=broken"], "broken/shapes.h5: cannot be read as HDF5"),
     ):
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / "shapes.h5").write_bytes(b"")
         printed = run("evaluate.py", *arguments, status=1)
         assert message in printed and "Traceback" not in printed
+    assert not list(tmp_path.glob("outputs/*/*/config.yaml"))  # the corrected command may use the folder
 
 
 def test_a_folder_that_cannot_be_written(run, tmp_path):

@@ -64,10 +64,10 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         watched = saver.best_model_score if best else None  # None, too, where the checkpoints watch no score
         best_score = None if watched is None else watched.item()
         if trainer.is_global_zero:
-            run = {"ckpt_path": best, "best_score": best_score, "epochs": epochs}
-            folder.finish({**run, **cli.test_scores(module, "test")})
             places |= {"best checkpoint": best or "none saved, scores are of the last weights"}
             summarise(module, datamodule, places, console)
+            run = {"ckpt_path": best, "best_score": best_score, "epochs": epochs}
+            folder.finish({**run, **cli.test_scores(module, "test")})
         return _number(best_score)
     finally:
         for logger in loggers:

@@ -27,7 +27,8 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     """Instantiate, fit, test. A run that was stopped goes on, one that is finished is left as it is."""
     from pytorch_lightning.utilities import rank_zero_only  # here, so that --help need not wait for it
 
-    from nem_lightning import callbacks, checkpoint
+    from nem_lightning import checkpoint
+    from nem_lightning.callbacks import require_known_monitors
 
     cli.set_seed(config.seed)
     datamodule = instantiate(config.data)
@@ -36,9 +37,8 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     if config.ckpt_path is not None:
         checkpoint.weights(checkpoint.read_run(config.ckpt_path), module, config.ckpt_path)  # raises if they do not fit
     plain_config = OmegaConf.to_container(config, resolve=True)
-    chosen = instantiate(config.callbacks)
-    callbacks.require_known_monitors(chosen, module)
-    chosen = [*chosen.values(), checkpoint.SaveConfig(plain_config)]
+    callbacks = instantiate(config.callbacks)
+    require_known_monitors(callbacks, module)
     if rank_zero_only.rank == 0:
         datamodule.prepare_data()  # what is wrong with the data is said before a run is started
         folder.claim(plain_config)
@@ -51,7 +51,12 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     newest = folder.newest_checkpoint(config.ckpt_path)
     loggers = list(instantiate(config.logger).values())
     try:
-        trainer = instantiate(config.trainer, callbacks=chosen, logger=loggers, plugins=[checkpoint.WholeFiles()])
+        trainer = instantiate(
+            config.trainer,
+            callbacks=[*callbacks.values(), checkpoint.SaveConfig(plain_config)],
+            logger=loggers,
+            plugins=[checkpoint.WholeFiles()],
+        )
         for logger in loggers:
             logger.log_hyperparams(plain_config)
         places |= runs(trainer)

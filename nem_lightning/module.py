@@ -141,7 +141,7 @@ class NeuralEMModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        if self._learning_rates is None or len(schedules) != self.decay:  # a subclass has its own
+        if self._learning_rates is None or len(schedules) != int(self.decay):  # a subclass has its own
             return
         for schedule in schedules:
             schedule.base_lrs = self._learning_rates

@@ -191,8 +191,8 @@ def say_how_it_went() -> None:
         for run in runs:
             if scores := run.scores():
                 finished += 1
-                *_, last = scores["by_step"] or [None]  # none, where no image was tested
-                test = f"test AMI (max) {last['ami_max']:.4f}" if last else "not tested"
+                steps = scores["by_step"]  # none, where no image was tested
+                test = f"test AMI (max) {steps[-1]['ami_max']:.4f}" if steps else "not tested"
                 said = f"{test}, {scores['epochs']} epochs"
             elif run.is_running:
                 running += 1

@@ -278,6 +278,8 @@ def test_swept_paths_make_no_nested_folders(run, tmp_path):
 def test_bad_settings_of_evaluate_get_one_line(run, tmp_path):
     run("train.py", *SMOKE, "hydra.run.dir=here")
     best = "here/checkpoints/best.ckpt"
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "shapes.h5").touch()
     for arguments, message in (
         ([f"ckpt_path={best}", "data.size=20"], "this model takes (1, 28, 28)"),
         ([f"ckpt_path={best}", "split=all"], "split=all: must be one of train, val, test"),
@@ -287,8 +289,6 @@ def test_bad_settings_of_evaluate_get_one_line(run, tmp_path):
         (["ckpt_path=here/config.yaml"], "ckpt_path=here/config.yaml: not a checkpoint, or cut short"),
         ([f"ckpt_path={best}", "paths.data_dir=broken"], "broken/shapes.h5: cannot be read as HDF5"),
     ):
-        (tmp_path / "broken").mkdir(exist_ok=True)
-        (tmp_path / "broken" / "shapes.h5").write_bytes(b"")
         printed = run("evaluate.py", *arguments, status=1)
         assert message in printed and "Traceback" not in printed
     assert not list(tmp_path.glob("outputs/*/*/config.yaml"))  # the corrected command may use the folder

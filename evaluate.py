@@ -5,28 +5,29 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from nem_lightning import cli
 from nem_lightning.errors import require
-from nem_lightning.runs import SCORES, RunFolder
+from nem_lightning.runs import command_line
+from nem_lightning.runs.folder import SCORES, RunFolder
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Compose, then evaluate."""
-    with RunFolder(config.paths.run_dir) as folder, cli.one_line_errors():
+    with RunFolder(config.paths.run_dir) as folder, command_line.one_line_errors():
         evaluate(config, folder)
 
 
 def evaluate(config: DictConfig, folder: RunFolder) -> None:
     """Load, instantiate, test."""
-    from nem_lightning import checkpoint, figures  # here, so that --help need not wait for them
+    from nem_lightning import figures
     from nem_lightning.datamodules.base import STAGES
+    from nem_lightning.training import checkpoints  # here, so that --help need not wait for them
 
     require(config.ckpt_path is not None, "ckpt_path: must be given, the checkpoint to score")
     require(config.split in STAGES, f"split={config.split}: must be one of {', '.join(STAGES)}")
-    cli.set_seed(config.seed)
+    command_line.set_seed(config.seed)
     sizes = {name: config[name] for name in ("num_components", "num_steps", "num_starts")}
-    module = checkpoint.load(config.ckpt_path, **sizes, trusted=config.trusted)
+    module = checkpoints.load(config.ckpt_path, **sizes, trusted=config.trusted)
     module.seed = config.seed
     datamodule = instantiate(config.data)
     module.check_images(datamodule)
@@ -36,12 +37,12 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     trainer = instantiate(config.trainer, logger=False)
     trainer.test(module, images, verbose=False)
 
-    folder.finish({"ckpt_path": str(config.ckpt_path), **cli.test_scores(module, config.split)})
+    folder.finish({"ckpt_path": str(config.ckpt_path), **command_line.test_scores(module, config.split)})
     pictures = figures.save(module, next(iter(images)), folder.path, f"{config.split} images")
     console = Console()
-    title = f"K={module.num_components}, {config.split} images, by EM step{cli.best_of(module)}"
-    cli.print_scores_by_step(title, module.test_scores_by_step, console)
-    cli.print_places({"scores": folder.path / SCORES, **pictures}, console)
+    title = f"K={module.num_components}, {config.split} images, by EM step{command_line.best_of(module)}"
+    command_line.print_scores_by_step(title, module.test_scores_by_step, console)
+    command_line.print_places({"scores": folder.path / SCORES, **pictures}, console)
 
 
 if __name__ == "__main__":

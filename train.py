@@ -8,8 +8,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from nem_lightning import cli, sweeps
-from nem_lightning.runs import RunFolder
+from nem_lightning.runs import command_line, sweeps
+from nem_lightning.runs.folder import RunFolder
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -17,7 +17,7 @@ def main(config: DictConfig) -> float:
     """Compose, then train. Returns the best score that the checkpoints watch, for sweepers; NaN from a run that
     failed in a sweep."""
     sweeps.join_processes_of_job()
-    with sweeps.outliving_its_runs(), RunFolder(config.paths.run_dir) as folder, cli.one_line_errors():
+    with sweeps.outliving_its_runs(), RunFolder(config.paths.run_dir) as folder, command_line.one_line_errors():
         sweeps.require_no_replay(config)
         return train(config, folder)
     return float("nan")
@@ -27,15 +27,17 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     """Instantiate, fit, test. A run that was stopped goes on, one that is finished is left as it is."""
     from pytorch_lightning.utilities import rank_zero_only  # here, so that --help need not wait for it
 
-    from nem_lightning import checkpoint
-    from nem_lightning.callbacks import require_known_monitors
+    from nem_lightning.training import checkpoints
+    from nem_lightning.training.callbacks import require_known_monitors
 
-    cli.set_seed(config.seed)
+    command_line.set_seed(config.seed)
     datamodule = instantiate(config.data)
     module = instantiate(config.model)
     module.check_images(datamodule)
     if config.ckpt_path is not None:
-        checkpoint.weights(checkpoint.read_run(config.ckpt_path), module, config.ckpt_path)  # raises if they do not fit
+        checkpoints.weights(
+            checkpoints.read_run(config.ckpt_path), module, config.ckpt_path
+        )  # raises if they do not fit
     plain_config = OmegaConf.to_container(config, resolve=True)
     callbacks = instantiate(config.callbacks)
     require_known_monitors(callbacks, module)
@@ -45,22 +47,22 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     console = Console(quiet=rank_zero_only.rank != 0)
     places = {"run folder": config.paths.run_dir}
     if (scores := folder.scores()) is not None:
-        cli.print_scores_by_step("Finished before. Test scores, by EM step", scores["by_step"], console)
-        cli.print_places(places, console)
+        command_line.print_scores_by_step("Finished before. Test scores, by EM step", scores["by_step"], console)
+        command_line.print_places(places, console)
         return _number(scores["best_score"])
     newest = folder.newest_checkpoint(config.ckpt_path)
     loggers = list(instantiate(config.logger).values())
     try:
         trainer = instantiate(
             config.trainer,
-            callbacks=[*callbacks.values(), checkpoint.SaveConfig(plain_config)],
+            callbacks=[*callbacks.values(), checkpoints.SaveConfig(plain_config)],
             logger=loggers,
-            plugins=[checkpoint.WholeFiles()],
+            plugins=[checkpoints.WholeFiles()],
         )
         for logger in loggers:
             logger.log_hyperparams(plain_config)
         places |= runs(trainer)
-        cli.print_places(places | ({"goes on from": newest} if newest else {}), console)
+        command_line.print_places(places | ({"goes on from": newest} if newest else {}), console)
         trainer.fit(module, datamodule, ckpt_path=newest, weights_only=True)
         epochs = trainer.current_epoch
         saver = trainer.checkpoint_callback
@@ -72,7 +74,7 @@ def train(config: DictConfig, folder: RunFolder) -> float:
             places |= {"best checkpoint": best or "none saved, scores are of the last weights"}
             summarise(module, datamodule, places, console)
             run = {"ckpt_path": best, "best_score": best_score, "epochs": epochs}
-            folder.finish({**run, **cli.test_scores(module, "test")})
+            folder.finish({**run, **command_line.test_scores(module, "test")})
         return _number(best_score)
     finally:
         for logger in loggers:
@@ -86,8 +88,10 @@ def summarise(module, datamodule, places: dict[str, str], console: Console) -> N
 
     batch = next(iter(datamodule.test_dataloader()))
     pictures = figures.save(module, batch, Path(places["run folder"]), "test images")
-    cli.print_scores_by_step(f"Test scores, by EM step{cli.best_of(module)}", module.test_scores_by_step, console)
-    cli.print_places({**places, **pictures}, console)
+    command_line.print_scores_by_step(
+        f"Test scores, by EM step{command_line.best_of(module)}", module.test_scores_by_step, console
+    )
+    command_line.print_places({**places, **pictures}, console)
 
 
 def _number(score: float | None) -> float:

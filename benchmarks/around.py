@@ -15,10 +15,10 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from benchmarks import timing
 from benchmarks.steps import Case, our_module
-from nem_lightning.callbacks import StopOnNonFiniteLoss
 from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
 from nem_lightning.datamodules.shapes import ShapesDataModule, generate
-from nem_lightning.metrics import adjusted_mutual_information
+from nem_lightning.scores.mutual_information import adjusted_mutual_information
+from nem_lightning.training.callbacks import StopOnNonFiniteLoss
 
 ROOT = Path(__file__).parent.parent
 STARTED = "NEM_BENCHMARK_STARTED"

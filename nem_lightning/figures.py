@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from nem_lightning.em import Iterate
-from nem_lightning.m_steps import evaluating
+from nem_lightning.models.em import Iterate
+from nem_lightning.models.m_steps import evaluating
 
 COLOURS = np.array(
     [
@@ -160,7 +160,7 @@ def save(module, batch: dict[str, Tensor], folder: Path, name: str) -> dict[str,
     """Draw what a module finds in the first images of a batch: ``groupings.png`` and ``gallery.png``.
 
     Args:
-        module: a :class:`~nem_lightning.module.NeuralEMModule`.
+        module: a :class:`~nem_lightning.training.module.NeuralEMModule`.
         batch: ``image`` (B, C, H, W) and ``groups`` (B, H, W).
         folder: where the pictures go.
         name: of the images, for the titles.

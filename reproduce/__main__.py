@@ -18,8 +18,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nem_lightning import cli
 from nem_lightning.errors import InputError, require, require_count
+from nem_lightning.runs import command_line
 from reproduce.rows import GROUPS, ROWS, SEEDS, is_the_recipe_itself, parse_seeds, select, settings
 
 
@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
         named = rows if arguments.rows != "all" else list(GROUPS["trained"])
         places = shipped.ship(named, seeds, arguments.runs, arguments.results)
-        cli.print_places({path.stem: f"{path}, {path.stat().st_size / 1e6:.2f} MB" for path in places}, console)
+        command_line.print_places(
+            {path.stem: f"{path}, {path.stat().st_size / 1e6:.2f} MB" for path in places}, console
+        )
         return 0
     if not arguments.evaluate:
         for row in rows:
@@ -120,7 +122,7 @@ def _train_and_score(rows, seeds, arguments: argparse.Namespace, data, console: 
 def _tables(arguments: argparse.Namespace, console: Console) -> int:
     from reproduce import tables
 
-    cli.print_places(tables.write(arguments.results), console)
+    command_line.print_places(tables.write(arguments.results), console)
     return 0
 
 

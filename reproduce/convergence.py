@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from nem_lightning.datamodules.base import TensorImages
-from nem_lightning.em import NeuralEM
-from nem_lightning.m_steps import GradientMStep
-from nem_lightning.module import NeuralEMModule
+from nem_lightning.models.em import NeuralEM
+from nem_lightning.models.m_steps import GradientMStep
+from nem_lightning.training.module import NeuralEMModule
 from reproduce.scoring import batches, device
 
 IMAGES = 1000

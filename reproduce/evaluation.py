@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from benchmarks.speed import machine
-from nem_lightning import checkpoint, figures
+from nem_lightning import figures
 from nem_lightning.datamodules import ShapesDataModule
 from nem_lightning.datamodules.base import TensorImages
 from nem_lightning.datamodules.shapes import SPLITS, generate
 from nem_lightning.errors import InputError
 from nem_lightning.files import atomic_file
+from nem_lightning.training import checkpoints
 from reproduce import baselines, convergence, scoring, shipping
 from reproduce.rows import Row
 from reproduce.training import Run, facts
@@ -67,7 +68,7 @@ class Evaluator:
         self.say(f"{path.stem}: scoring {run.best_checkpoint}")
         compact = run.best_checkpoint.with_name(COMPACT)
         precision = shipping.compact(run.best_checkpoint, compact)
-        module = checkpoint.load(compact)
+        module = checkpoints.load(compact)
         row, steps = run.row, module.num_steps
         grouper = scoring.trained(module, max(MOST_STEPS, steps) if row.by_step else steps, every_step=row.by_step)
         scores = scoring.score(grouper, self.images["test"])
@@ -76,7 +77,7 @@ class Evaluator:
             **facts(run),
             "command": run.command,
             "checkpoint": run.best_checkpoint.relative_to(run.runs).as_posix(),
-            "best_epoch": checkpoint.read(run.best_checkpoint)["epoch"] + 1,
+            "best_epoch": checkpoints.read(run.best_checkpoint)["epoch"] + 1,
             "fingerprint": fingerprint,
             "weights": precision,
             "num_components": module.num_components,
@@ -128,13 +129,13 @@ class Evaluator:
         for objects in OTHER_COUNTS:
             images = test if objects == 3 else _with_objects(objects, len(test))
             for k in OTHER_K if objects == 3 else sorted({3, objects}):
-                module = checkpoint.load(compact, num_components=k)
+                module = checkpoints.load(compact, num_components=k)
                 scores = scoring.means(scoring.score(scoring.trained(module), images))["all"]
                 found.append({"objects": objects, "num_components": k, **scores})
         return found
 
     def _draw(self, compact: Path, row: Row) -> None:
-        module = checkpoint.load(compact)
+        module = checkpoints.load(compact)
         module.seed = scoring.DRAWS
         _, batch = next(scoring.batches(self.images["test"]))
         with tempfile.TemporaryDirectory() as folder:

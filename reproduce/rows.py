@@ -10,8 +10,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from nem_lightning import cli  # noqa: F401 (what the configs may call)
 from nem_lightning.errors import InputError, require
+from nem_lightning.runs import command_line  # noqa: F401 (what the configs may call)
 
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2, 3, 4)

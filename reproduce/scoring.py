@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from nem_lightning.datamodules.base import TensorImages
-from nem_lightning.em import Iterate
-from nem_lightning.metrics import NORMALIZERS, AdjustedMutualInformation, AdjustedRandIndex
-from nem_lightning.module import NeuralEMModule
+from nem_lightning.models.em import Iterate
+from nem_lightning.scores.mutual_information import NORMALIZERS, AdjustedMutualInformation, AdjustedRandIndex
+from nem_lightning.training.module import NeuralEMModule
 
 BATCH = 64
 """Images in a batch: that of ``evaluate.py``, whose draws of the first responsibilities are by batch."""

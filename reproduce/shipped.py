@@ -8,10 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nem_lightning import checkpoint, cli
 from nem_lightning.datamodules import ShapesDataModule
 from nem_lightning.errors import InputError, require
 from nem_lightning.files import atomic_file
+from nem_lightning.runs import command_line
+from nem_lightning.training import checkpoints
 from reproduce import scoring
 from reproduce.evaluation import COMPACT, read, row_path
 from reproduce.rows import Row
@@ -55,12 +56,12 @@ def evaluate(data: ShapesDataModule, results: Path, console: Console) -> bool:
     table = Table(title="Shipped number, and below it the number now", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("checkpoint\n", no_wrap=True)
     for name in scoring.SCORES:
-        table.add_column(cli.COLUMNS[name], justify="right")
+        table.add_column(command_line.COLUMNS[name], justify="right")
     problems = []
     for path in paths:
         try:
             before = read(row_path(results, *_row_and_seed(path)))
-            module = checkpoint.load(path)
+            module = checkpoints.load(path)
             of_table = scoring.first(images, before["images"])
             now = scoring.means(scoring.score(scoring.trained(module), of_table))["all"]
         except InputError as error:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from nem_lightning import checkpoint
 from nem_lightning.errors import require
 from nem_lightning.files import atomic_file
+from nem_lightning.training import checkpoints
 
 MOST_BYTES = 2_000_000
 DTYPES = (torch.float32, torch.float16)
@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.float16)
 
 
 def compact(path: Path, target: Path) -> str:
-    """Write what :func:`nem_lightning.checkpoint.load` needs: the weights and the model's settings, no optimizer.
+    """Write what :func:`nem_lightning.training.checkpoints.load` needs: the weights and the model's settings, no optimizer.
 
     Args:
         path: the checkpoint.
@@ -28,15 +28,15 @@ def compact(path: Path, target: Path) -> str:
     Raises:
         InputError: not a checkpoint, too large even in float16, or the model's settings name a place in a file system.
     """
-    saved = checkpoint.read(path)
-    model = saved[checkpoint.KEY]["model"]
+    saved = checkpoints.read(path)
+    model = saved[checkpoints.KEY]["model"]
     for name, value in _strings(model, "model"):
         require("/" not in value and "\\" not in value, f"{path}: {name}={value}: names a place; cannot be shipped")
     weights = {name: value for name, value in saved["state_dict"].items() if name.startswith("em.")}
     for dtype in DTYPES:
         contents = io.BytesIO()  # a file would write its own name into itself
         rounded = {name: value.to(dtype).clone() for name, value in weights.items()}
-        torch.save({checkpoint.KEY: {"model": model}, "state_dict": rounded}, contents)
+        torch.save({checkpoints.KEY: {"model": model}, "state_dict": rounded}, contents)
         if contents.tell() <= MOST_BYTES:
             with atomic_file(target) as file:
                 file.write_bytes(contents.getvalue())

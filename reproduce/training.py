@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.speed import machine
 from nem_lightning.files import atomic_file
-from nem_lightning.runs import CONFIG, RunFolder, flat
+from nem_lightning.runs.folder import CONFIG, RunFolder, flat
 from reproduce.rows import ROOT, Row, settings
 from reproduce.scoring import device
 

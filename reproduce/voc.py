@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from nem_lightning import checkpoint
-from nem_lightning.cli import print_places
 from nem_lightning.datamodules import VOCDataModule
 from nem_lightning.errors import InputError, require
-from nem_lightning.module import NeuralEMModule
-from nem_lightning.overlap import VOID
+from nem_lightning.runs.command_line import print_places
+from nem_lightning.scores.best_overlap import VOID
+from nem_lightning.training import checkpoints
+from nem_lightning.training.module import NeuralEMModule
 from reproduce import voc_output
 from reproduce.voc_baselines import BASELINES, SEEDED
 from reproduce.voc_scores import KINDS, Images, Summary, against_truth, agreement, by_colour, explained_colour, summary
@@ -61,7 +61,7 @@ def run(devkit: Path, cache_dir: Path, checkpoints: list[Path], split: str, out:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
-    modules = [checkpoint.load(path) for path in checkpoints]
+    modules = [checkpoints.load(path) for path in checkpoints]
     shape = tuple(modules[0].em.m_step.image_shape) if modules else (3, SIZE, SIZE)
     k = modules[0].num_components if modules else COMPONENTS
     require(shape[1] == shape[2], f"--checkpoint {checkpoints[:1]}: takes images of {shape}; VOC's here are squares")
@@ -99,7 +99,7 @@ def run(devkit: Path, cache_dir: Path, checkpoints: list[Path], split: str, out:
 
 
 def describe(path: Path, module: NeuralEMModule) -> dict[str, object]:
-    saved = checkpoint.read(path)
+    saved = checkpoints.read(path)
     name = "/".join(path.parts[-3:])  # the run's folder, checkpoints, the file
     return {"file": name, "epochs": saved["epoch"] + 1, "updates": saved["global_step"], "seed": module.seed}
 

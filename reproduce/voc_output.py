@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nem_lightning.figures import groups_colours, image_pixels
 from nem_lightning.files import atomic_file
-from nem_lightning.overlap import VOID
+from nem_lightning.scores.best_overlap import VOID
 from reproduce.page import table
 from reproduce.voc_scores import Images, Summary
 

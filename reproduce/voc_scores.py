@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nem_lightning.metrics import adjusted_mutual_information, adjusted_rand_index
-from nem_lightning.overlap import VOID, mean_best_overlap
+from nem_lightning.scores.best_overlap import VOID, mean_best_overlap
+from nem_lightning.scores.mutual_information import adjusted_mutual_information, adjusted_rand_index
 
 KINDS = ("class", "instance")
 USED = 0.01  # a segment that holds this share of the pixels is counted as used

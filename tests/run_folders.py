@@ -11,8 +11,8 @@ from PIL import Image
 def write_run(folder: Path, seed: int = 0, ami: float | None = 0.8, **settings) -> Path:
     """A run's folder; finished unless ``ami`` is None. Settings of the model: ``num_steps=5``, ``optimizer__lr=1``."""
     folder.mkdir(parents=True)
-    model = {"_target_": "nem_lightning.module.NeuralEMModule", "num_steps": 2, "seed": seed}
-    model |= {"em": {"m_step": {"_target_": "nem_lightning.m_steps.RecurrentMStep"}}, "optimizer": {"lr": 0.001}}
+    model = {"_target_": "nem_lightning.training.module.NeuralEMModule", "num_steps": 2, "seed": seed}
+    model |= {"em": {"m_step": {"_target_": "nem_lightning.models.m_steps.RecurrentMStep"}}, "optimizer": {"lr": 0.001}}
     for name, value in settings.items():
         *path, last = name.split("__")
         node = model

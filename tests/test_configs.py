@@ -13,8 +13,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf, open_dict
 
 import train as train_script
-from nem_lightning import checkpoint
-from nem_lightning.runs import RunFolder
+from nem_lightning.runs.folder import RunFolder
+from nem_lightning.training import checkpoints
 
 FEW = [
     "trainer.accelerator=cpu",
@@ -68,7 +68,7 @@ def test_every_model_trains_on_every_data_set(run, model, data):
         assert saved["global_step"] == 2
     save_best, save_last = (config.callbacks[f"{name}_checkpoint"] for name in ("best", "last"))
     assert save_best.monitor == "val/reconstruction_error" and "monitor" not in save_last
-    assert checkpoint.load(run_dir / "checkpoints" / "best.ckpt").num_steps == 10
+    assert checkpoints.load(run_dir / "checkpoints" / "best.ckpt").num_steps == 10
     assert "Test scores, by EM step" in printed and "AMI" in printed
     for place in ("run folder", "checkpoints/best.ckpt", "groupings.png", "gallery.png"):
         assert place in printed

@@ -4,7 +4,7 @@ import torch
 from tiny import TinyImages, tiny_module
 
 from nem_lightning import figures
-from nem_lightning.em import Iterate
+from nem_lightning.models.em import Iterate
 
 
 def trajectory(steps: int, components: int, channels: int) -> list[Iterate]:

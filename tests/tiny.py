@@ -6,14 +6,14 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from nem_lightning.corruption import BitFlip
 from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
 from nem_lightning.datamodules.shapes import generate
-from nem_lightning.em import NeuralEM
-from nem_lightning.likelihoods import Bernoulli
-from nem_lightning.losses import NeuralEMLoss
-from nem_lightning.m_steps import RecurrentMStep
-from nem_lightning.module import NeuralEMModule
+from nem_lightning.models.corruption import BitFlip
+from nem_lightning.models.em import NeuralEM
+from nem_lightning.models.likelihoods import Bernoulli
+from nem_lightning.models.losses import NeuralEMLoss
+from nem_lightning.models.m_steps import RecurrentMStep
+from nem_lightning.training.module import NeuralEMModule
 
 SHAPE = (1, 6, 5)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
 from nem_lightning.errors import InputError, require, require_count, require_flag
 from nem_lightning.files import atomic_file
-from nem_lightning.overlap import VOID
+from nem_lightning.scores.best_overlap import VOID
 
 log = logging.getLogger(__name__)
 

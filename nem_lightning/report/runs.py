@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from nem_lightning.errors import InputError, require
-from nem_lightning.runs import CONFIG, ERROR, SCORES, flat
+from nem_lightning.runs.folder import CONFIG, ERROR, SCORES, flat
 
 CURVES = ("val/ami_max", "val/reconstruction_error", "train/loss")
 EXPECTED = ("seed", "data", "model", "paths")  # of config.yaml; paths is the last one in it

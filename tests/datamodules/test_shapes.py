@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from nem_lightning.datamodules import ShapesDataModule
 from nem_lightning.datamodules.shapes import SPLITS, generate
 from nem_lightning.errors import InputError
-from nem_lightning.metrics import adjusted_mutual_information
+from nem_lightning.scores.mutual_information import adjusted_mutual_information
 
 SQUARE = "1111111 1111111 1100011 1100011 1100011 1111111 1111111"
 TRIANGLE = "000001100000 000011110000 000111111000 001110011100 011100001110 111111111111 111111111111"

@@ -1,0 +1,99 @@
+"""What training minimises: equation 5, and which steps it counts."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nem_lightning.errors import InputError, require, require_number
+from nem_lightning.models.em import Iterate
+
+
+class StepLoss(NamedTuple):
+    """The loss of one step, in nats, summed over pixels and components, mean over the batch."""
+
+    total: Tensor
+    intra: Tensor
+    inter: Tensor
+
+
+class NeuralEMLoss:
+    """Equation 5, minimised:
+
+        sum_nk  gamma_nk (-log P(x_n | mu_nk))  +  lambda (1 - gamma_nk) KL(prior || P(. | mu_nk)).
+
+    The first term, *intra*, has each component explain its own pixels; the second, *inter*, keeps it
+    at the prior elsewhere.
+
+    Args:
+        likelihood: P(x | mu) of the loss, from :mod:`nem_lightning.models.likelihoods`. For Gaussian pixels
+            the published loss has sigma = 1.0 where the E-step has 0.25.
+        prior: the prior's mean; 0 is black.
+        prior_weight: lambda, at least 0.
+        step_weights: which steps count: "last" (the published loss), "all" (their mean), or T weights,
+            each at least 0 and not all of them 0.
+
+    Raises:
+        InputError: a negative weight, an unknown word, or a prior that the likelihood cannot have.
+    """
+
+    def __init__(
+        self,
+        likelihood,
+        prior: float = 0.0,
+        prior_weight: float = 1.0,
+        step_weights: str | Sequence[float] = "last",
+    ) -> None:
+        require_number("prior_weight", prior_weight, minimum=0)
+        if likelihood.binary:
+            require_number("prior", prior, minimum=0, maximum=1)
+        else:
+            require_number("prior", prior)
+        if isinstance(step_weights, str):
+            if step_weights not in ("last", "all"):
+                raise InputError(f"step_weights={step_weights!r}: must be 'last', 'all' or a list of numbers")
+        else:
+            for weight in step_weights:
+                require_number("step_weights", weight, minimum=0)
+            step_weights = [float(weight) for weight in step_weights]
+            require(any(step_weights), f"step_weights={step_weights}: one must be greater than 0")
+        self.likelihood = likelihood
+        self.prior = prior
+        self.prior_weight = prior_weight
+        self.step_weights = step_weights
+
+    def weights(self, num_steps: int) -> list[float]:
+        """The weight of each of T steps.
+
+        Raises:
+            InputError: ``step_weights`` is a list of another length.
+        """
+        if self.step_weights == "last":
+            return [0.0] * (num_steps - 1) + [1.0]
+        if self.step_weights == "all":
+            return [1 / num_steps] * num_steps
+        require(
+            len(self.step_weights) == num_steps,
+            f"step_weights: has {len(self.step_weights)} weights, must have one for each of the {num_steps} steps",
+        )
+        return self.step_weights
+
+    def of_step(self, image: Tensor, iterate: Iterate) -> StepLoss:
+        """Equation 5 for the iterate after one step. ``image`` is the clean one, (B, C, H, W)."""
+        gamma = iterate.responsibilities  # (B, K, 1, H, W)
+        log_prob = self.likelihood.log_prob(image.unsqueeze(1), iterate.params)
+        kl = self.likelihood.kl_from_prior(self.prior, iterate.params)
+        intra = -(gamma * log_prob).sum() / len(image)
+        inter = ((1 - gamma) * kl).sum() / len(image)
+        return StepLoss(intra + self.prior_weight * inter, intra, inter)
+
+    def __call__(self, image: Tensor, trajectory: list[Iterate]) -> Tensor:
+        """The loss to minimise. Steps of weight 0 are not computed."""
+        weights = self.weights(len(trajectory))
+        counted = [
+            weight * self.of_step(image, iterate).total
+            for weight, iterate in zip(weights, trajectory, strict=True)
+            if weight > 0
+        ]
+        return torch.stack(counted).sum()

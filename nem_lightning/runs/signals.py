@@ -1,0 +1,97 @@
+"""Stopping in good time when a cluster asks for it, and going on later."""
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Preempted(SIGTERMException):
+    """A signal asked the run to stop.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"received {signal.Signals(number).name}")
+        self.number = number
+
+
+class StopOnSignal(pl.Callback):
+    """Stops training after the step in which SIGTERM, SIGUSR1 or SIGUSR2 comes, in all processes alike.
+
+    In place of Lightning's own handlers, which save within a step and let the processes of a DDP run stop
+    at different ones. A signal that comes just before or within a validation, or while gradients accumulate, waits
+    for the step after, so that a run that goes on has the scores and weights of an undisturbed one. With several
+    processes it is looked for every ``log_every_n_steps`` steps (50 where nothing is logged), as they have to agree.
+
+    Raises:
+        Preempted: for :class:`~nem_lightning.training.callbacks.CheckpointOnInterrupt`, and :func:`leave`.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._received = 0
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:  # Lightning puts the earlier handlers back when training ends
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._received = number
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        every, batches = trainer.log_every_n_steps or 50, trainer.accumulate_grad_batches  # 0: nothing is logged
+        looks = trainer.world_size == 1 or batch_idx // batches % every == 0
+        accumulates = (batch_idx + 1) % batches and not trainer.is_last_batch
+        if looks and not accumulates and not self._validation_comes_next(trainer, batch_idx):
+            self._stop_together(trainer)
+
+    @staticmethod
+    def _validation_comes_next(trainer: pl.Trainer, batch_idx: int) -> bool:
+        every = trainer.val_check_batch  # None where it is the clock that says so
+        done = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+        return every is not None and (done + 1) % every == 0
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_together(trainer)
+
+    def _stop_together(self, trainer: pl.Trainer) -> None:
+        received = self._received
+        if trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            received = int(trainer.strategy.reduce(torch.tensor(received, device=device), reduce_op="max"))
+        if received:
+            raise Preempted(received)
+
+
+def leave(stop: SIGTERMException) -> NoReturn:
+    """End the process after a signal; before a time limit (SIGUSR1, SIGUSR2), have SLURM start the job again.
+
+    A job that is preempted (SIGTERM) is started again by SLURM itself.
+
+    Raises:
+        SystemExit: always, but for a job that SLURM does not take again (``CalledProcessError``), or that submitit has
+            started again ``max_num_timeout`` times (``UncompletedJobError``).
+    """
+    number = stop.number if isinstance(stop, Preempted) else signal.SIGTERM
+    if number != signal.SIGTERM:
+        of_submitit = signal.getsignal(number)
+        if callable(of_submitit):
+            of_submitit(number, None)  # counts the restarts; ends the process
+        elif "SLURM_JOB_ID" in os.environ and rank_zero_only.rank == 0:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
+            log.info("requeued job %s", os.environ["SLURM_JOB_ID"])
+    raise SystemExit(128 + number)

@@ -1,0 +1,41 @@
+"""How well each true object is covered by one predicted segment: exact, on batches."""
+
+import torch
+from torch import Tensor
+
+from nem_lightning.scores.mutual_information import MeanOverImages, contingency_table
+
+VOID = 255
+"""Pixels of this group are not looked at: in Pascal VOC, what its annotators left open."""
+
+
+def mean_best_overlap(labels: Tensor, groups: Tensor) -> Tensor:
+    """Mean best overlap of each image: the mean over its true objects of the best intersection over union.
+
+    For each true object, the largest intersection over union with any one predicted segment; several objects
+    may have the same best segment. Segments are compared as they are, whole: their background pixels count in
+    the union (unlike in :func:`~nem_lightning.scores.mutual_information.adjusted_rand_index`, which leaves the background out).
+    Void pixels count nowhere, neither in an object nor in a segment.
+
+    Args:
+        labels: predicted labels, integers from 0, (B, H, W) or (B, N); the segments cover all pixels.
+        groups: true objects, the same shape: 0 is the background, no object; ``VOID`` (255) is void.
+
+    Returns:
+        (B,) float64 in (0, 1]; NaN for an image without an object.
+
+    Source: mean best overlap as in Uijlings et al. 2013 (selective search), section 5, there over proposals.
+    """
+    table = contingency_table(labels, torch.where(groups == VOID, 0, groups + 1))  # (B, 1 + G, K), background first
+    shared = table[:, 1:]  # (B, G, K)
+    object_sizes, segment_sizes = shared.sum(2, keepdim=True), table.sum(1, keepdim=True)  # (B, G, 1), (B, 1, K)
+    union = object_sizes + segment_sizes - shared
+    best = (shared / union.clamp_min(1)).amax(2)  # (B, G); 0 for a group that has no pixel
+    return best.sum(1) / (object_sizes > 0).sum((1, 2))
+
+
+class MeanBestOverlap(MeanOverImages):
+    """Mean over images of :func:`mean_best_overlap`; images without an object are left out and counted."""
+
+    def scores(self, labels: Tensor, groups: Tensor) -> Tensor:
+        return mean_best_overlap(labels, groups).unsqueeze(0)

@@ -1,0 +1,278 @@
+"""The fast path against the loop, which defines what it computes."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_em import authors_model
+from tiny import TinyImages, tiny_module, tiny_trainer
+
+from nem_lightning.models.em import NeuralEM
+from nem_lightning.models.fast_path import FastPath, TrainingLoss
+from nem_lightning.models.likelihoods import Bernoulli
+from nem_lightning.models.losses import NeuralEMLoss
+from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
+
+SHAPE = (1, 4, 5)
+
+
+M_STEPS = {
+    "RNN-EM": lambda shape, units: RecurrentMStep(shape, units),
+    "RNN-EM with layer norm": lambda shape, units: RecurrentMStep(shape, units, layer_norm=True),
+    "N-EM": GradientMStep,
+}
+every_m_step = pytest.mark.parametrize("m_step", M_STEPS)
+
+
+def model(m_step="RNN-EM with layer norm", scale=1.0, dtype=torch.float64, **arguments) -> NeuralEM:
+    em = NeuralEM(M_STEPS[m_step](SHAPE, 6), Bernoulli(), **arguments).to(dtype)
+    with torch.no_grad():
+        for parameter in em.parameters():
+            parameter.add_(torch.randn_like(parameter) * scale)
+    return em
+
+
+def binary(*shape: int, dtype=torch.float64) -> torch.Tensor:
+    return torch.rand(*shape).round().to(dtype)
+
+
+def by_the_loop(em, loss, image, corrupted, *, num_components, num_steps, generator) -> TrainingLoss:
+    sizes = {"num_components": num_components, "num_steps": num_steps}
+    trajectory = em(image, corrupted, **sizes, generator=generator)
+    return TrainingLoss(loss(image, trajectory), trajectory[-1].state, trajectory[-1].params)
+
+
+def assert_same(em, loss, image, corrupted, sizes, tolerance: float, path: FastPath | None = None) -> None:
+    path = path or FastPath()
+    assert path.applies(em, loss, image)
+    values, gradients = values_and_gradients(by_the_loop, em, loss, image, corrupted, sizes)
+    fast_values, fast_gradients = values_and_gradients(path, em, loss, image, corrupted, sizes)
+    assert torch.allclose(values, fast_values, rtol=tolerance, atol=tolerance)
+    largest = max(gradient.abs().max() for gradient in gradients)
+    for gradient, fast in zip(gradients, fast_gradients, strict=True):
+        assert (gradient - fast).abs().max() <= 10 * tolerance * max(largest, 1)
+
+
+def values_and_gradients(compute, em, loss, image, corrupted, sizes) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    em.zero_grad()
+    result = compute(em, loss, image, corrupted, **sizes, generator=torch.Generator().manual_seed(7))
+    (3 * result.total).backward()
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in em.parameters()]
+    return torch.cat([value.flatten() for value in result]).detach(), gradients
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    batch=st.integers(1, 3),
+    components=st.integers(1, 4),
+    steps=st.integers(1, 4),
+    m_step=st.sampled_from(sorted(M_STEPS)),
+    scale=st.sampled_from([0.1, 1.0, 4.0]),
+    smoothing=st.sampled_from([1e-20, 1e-6, 0.1]),
+    initial_mean=st.floats(-1, 1),
+    differentiate=st.booleans(),
+    first=st.sampled_from(["noise", "seeds"]),
+    weights=st.one_of(
+        st.sampled_from(["last", "all"]), st.lists(st.sampled_from([0.0, 0.3, 2.0]), min_size=4, max_size=4)
+    ),
+)
+@example(2, 3, 2, 4, "RNN-EM with layer norm", 20.0, 1e-20, 0.2734375, True, "noise", "last")  # logits beyond 20
+@example(0, 1, 1, 1, "N-EM", 0.1, 1e-6, 0.0, True, "noise", "last")  # (K, B) and (B, K) are the same memory
+@settings(max_examples=200)
+def test_it_is_the_loop(
+    seed,
+    batch,
+    components,
+    steps,
+    m_step,
+    scale,
+    smoothing,
+    initial_mean,
+    differentiate,
+    first,
+    weights,
+):
+    torch.manual_seed(seed)
+    em = model(
+        m_step,
+        scale,
+        smoothing=smoothing,
+        initial_mean=initial_mean,
+        differentiate_responsibilities=differentiate,
+        first=first,
+    )
+    if not isinstance(weights, str):
+        weights = weights[:steps] if any(weights[:steps]) else "last"
+    loss = NeuralEMLoss(Bernoulli(), step_weights=weights)
+    sizes = {"num_components": components, "num_steps": steps}
+    corrupted = torch.rand(batch, *SHAPE, dtype=torch.float64)
+    assert_same(em, loss, binary(batch, *SHAPE), corrupted, sizes, 1e-9)
+
+
+@every_m_step
+@pytest.mark.parametrize("differentiate", [True, False])
+def test_it_is_the_loop_at_its_real_size_in_single_precision(differentiate, m_step):
+    torch.manual_seed(0)
+    em = NeuralEM(M_STEPS[m_step]((1, 28, 28), 250), Bernoulli())
+    em.differentiate_responsibilities = differentiate
+    image = binary(8, 1, 28, 28, dtype=torch.float32)
+    sizes = {"num_components": 3, "num_steps": 10}
+    assert_same(em, NeuralEMLoss(Bernoulli(), step_weights="all"), image, None, sizes, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["n_em", "rnn_em"])
+def test_it_reproduces_the_authors_trace(name, monkeypatch):
+    """The loss of their last step, and its gradients, of which the trace keeps one entry in 97."""
+    trace = np.load(ROOT / "tests" / "reference" / f"{name}.npz")
+    em, gradients = authors_model(name, trace)
+    image, gamma = (torch.tensor(trace[key], dtype=torch.float64).movedim(-1, -3) for key in ("image", "gamma0"))
+    loss, path = NeuralEMLoss(Bernoulli()), FastPath()
+    assert path.applies(em, loss, image)
+    monkeypatch.setattr(em, "first_responsibilities", lambda *arguments: gamma)
+    result = path(em, loss, image, num_components=3, num_steps=10)
+    result.total.backward()
+    last = loss.of_step(image, em.explain(image, result.state, result.params))
+    assert math.isclose(result.total.item(), last.total.item(), rel_tol=1e-9)
+    for key, value in zip(("total_loss", "intra_loss", "inter_loss"), last, strict=True):
+        assert math.isclose(value.item(), trace[key][-1], rel_tol=1e-6)
+    for key, gradient in gradients.items():
+        expected = torch.tensor(np.asarray(trace[f"grad/{key}"]), dtype=torch.float64).flatten()
+        assert (gradient().flatten()[::97] - expected).abs().max() <= 1e-5 * expected.abs().max(), key
+
+
+@every_m_step
+@pytest.mark.parametrize("weights", ["last", "all", [0.0, 1.0, 0.0]])
+def test_its_gradients_agree_with_finite_differences(weights, m_step):
+    torch.manual_seed(0)
+    em, loss, image = model(m_step, scale=0.3), NeuralEMLoss(Bernoulli(), step_weights=weights), binary(2, *SHAPE)
+    path = FastPath()
+    names, parameters = zip(*em.named_parameters(), strict=True)
+
+    def objective(*values: torch.Tensor) -> torch.Tensor:
+        changed = copy.deepcopy(em)
+        for name, value in zip(names, values, strict=True):
+            module, _, last = name.rpartition(".")
+            del changed.get_submodule(module)._parameters[last]
+            changed.get_submodule(module)._parameters[last] = value
+        generator = torch.Generator().manual_seed(2)
+        return path(changed, loss, image, num_components=2, num_steps=3, generator=generator).total
+
+    assert torch.autograd.gradcheck(objective, parameters, atol=1e-6)
+
+
+@every_m_step
+def test_images_of_another_number_may_follow(m_step):
+    torch.manual_seed(0)
+    em, loss, path = model(m_step), NeuralEMLoss(Bernoulli(), step_weights="all"), FastPath()
+    sizes = {"num_components": 3, "num_steps": 3}
+    for batch in (3, 1, 3):
+        assert_same(em, loss, binary(batch, *SHAPE), None, sizes, 1e-9, path)
+
+
+def test_another_m_step_may_follow():
+    torch.manual_seed(0)
+    loss, path, sizes = NeuralEMLoss(Bernoulli()), FastPath(), {"num_components": 2, "num_steps": 3}
+    for m_step in ("N-EM", "RNN-EM", "N-EM"):
+        assert_same(model(m_step), loss, binary(2, *SHAPE), None, sizes, 1e-9, path)
+
+
+@every_m_step
+def test_a_second_batch_leaves_the_first_ones_gradients_alone(m_step):
+    torch.manual_seed(0)
+    em, loss, path = model(m_step), NeuralEMLoss(Bernoulli()), FastPath()
+    one, other = binary(2, *SHAPE), binary(2, *SHAPE)
+    sizes = {"num_components": 2, "num_steps": 3}
+
+    def losses(*images: torch.Tensor) -> list[torch.Tensor]:
+        return [path(em, loss, image, **sizes, generator=torch.Generator().manual_seed(1)).total for image in images]
+
+    (first,) = losses(one)
+    expected = torch.autograd.grad(first, list(em.parameters()))
+    first, _ = losses(one, other)
+    assert all(map(torch.equal, expected, torch.autograd.grad(first, list(em.parameters()))))
+
+
+def test_a_copy_has_memory_of_its_own():
+    em, path, sizes = model(), FastPath(), {"num_components": 2, "num_steps": 2}
+    path(em, NeuralEMLoss(Bernoulli()), binary(2, *SHAPE), **sizes)
+    for other in (copy.deepcopy(path), pickle.loads(pickle.dumps(path))):
+        assert path._unrolled is not None and other._unrolled is None
+
+
+@every_m_step
+def test_a_second_batch_leaves_what_the_first_one_gave_alone(m_step):
+    """Of one image and one component, whose (K, B) and (B, K) are the same memory."""
+    em, path, sizes = model(m_step), FastPath(), {"num_components": 1, "num_steps": 2}
+    first = path(em, NeuralEMLoss(Bernoulli()), torch.ones(1, *SHAPE).double(), **sizes)
+    kept = [value.detach().clone() for value in first]
+    path(em, NeuralEMLoss(Bernoulli()), torch.zeros(1, *SHAPE).double(), **sizes)
+    assert all(map(torch.equal, first, kept))
+
+
+def test_the_order_in_which_weights_were_registered_does_not_matter():
+    """Taking away a parametrization, or pruning, registers a weight anew, behind the bias."""
+    torch.manual_seed(0)
+    em = model()
+    for layer in (em.m_step.input_layer, em.m_step.decoder[0], em.m_step.norm):
+        weight = layer.weight
+        del layer.weight
+        layer.weight = weight
+    sizes = {"num_components": 2, "num_steps": 3}
+    assert_same(em, NeuralEMLoss(Bernoulli(), step_weights="all"), binary(2, *SHAPE), None, sizes, 1e-9)
+
+
+@every_m_step
+def test_frozen_weights_get_no_gradient(m_step):
+    em = model(m_step)
+    next(em.parameters()).requires_grad_(False)
+    path = FastPath()
+    path(em, NeuralEMLoss(Bernoulli()), binary(2, *SHAPE), num_components=2, num_steps=2).total.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in em.parameters())
+
+
+@every_m_step
+def test_second_derivatives_are_refused(m_step):
+    """The gradients have none, so they would silently count as constants."""
+    em, path = model(m_step), FastPath()
+    total = path(em, NeuralEMLoss(Bernoulli()), binary(2, *SHAPE), num_components=2, num_steps=2).total
+    with pytest.raises(RuntimeError, match="the fast path has no second derivatives"):
+        torch.autograd.grad(total, list(em.parameters()), create_graph=True)
+    torch.autograd.grad(total, list(em.parameters()))
+
+
+def test_many_components_and_steps():
+    """More logarithms than go into one product: near the logit 0, a product of 200 is 0 in single precision."""
+    torch.manual_seed(0)
+    em, loss = model(scale=0.1, dtype=torch.float32), NeuralEMLoss(Bernoulli(), step_weights=[1.0] * 12 + [0.5] * 5)
+    image = binary(2, *SHAPE, dtype=torch.float32)
+    assert_same(em, loss, image, None, {"num_components": 17, "num_steps": 17}, 1e-4)
+
+
+@pytest.mark.parametrize("far", [200.0, -200.0])
+def test_logits_far_out_give_finite_gradients(far):
+    em = model(dtype=torch.float32)
+    em.m_step.decoder[0].bias.data.fill_(far)
+    image = binary(2, *SHAPE, dtype=torch.float32)
+    assert_same(
+        em, NeuralEMLoss(Bernoulli(), step_weights="all"), image, None, {"num_components": 3, "num_steps": 3}, 1e-4
+    )
+
+
+def test_training_takes_it_and_ends_as_by_the_loop(tmp_path, monkeypatch):
+    ended, calls = [], []
+    original = FastPath.__call__
+    monkeypatch.setattr(FastPath, "__call__", lambda *a, **k: calls.append(1) or original(*a, **k))
+    for path in ("fast", "loop"):
+        module = tiny_module()
+        if path == "loop":
+            monkeypatch.setattr(FastPath, "applies", lambda *arguments: False)
+        tiny_trainer(tmp_path / path, enable_checkpointing=False).fit(module, TinyImages())
+        ended.append(module.em.state_dict())
+    assert len(calls) == 5
+    assert all(torch.allclose(ended[0][name], ended[1][name], atol=1e-5) for name in ended[0])

@@ -1,0 +1,164 @@
+"""Where EM starts, and which start it keeps."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import SHAPE, few_shapes, tiny_module
+
+from nem_lightning.errors import InputError
+from nem_lightning.models.em import Iterate, NeuralEM
+from nem_lightning.models.likelihoods import Bernoulli, Gaussian
+from nem_lightning.models.m_steps import RecurrentMStep
+from nem_lightning.models.starts import SPREAD, STARTS, energy, seeds
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    name=st.sampled_from(sorted(STARTS)),
+    channels=st.integers(1, 3),
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    components=st.integers(1, 8),
+    bright=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_first_responsibilities_are_distributions(seed, name, channels, height, width, components, bright):
+    """Also of black images, and of fewer pixels than components."""
+    generator = torch.Generator().manual_seed(seed)
+    image = (torch.rand(3, channels, height, width, generator=generator) < bright).float()
+    gamma = STARTS[name](image, components, generator)
+    assert gamma.shape == (3, components, 1, height, width) and (gamma > 0).all()
+    assert torch.allclose(gamma.sum(1), torch.ones(()))
+
+
+def test_seeds_are_bright_pixels_that_lie_apart():
+    """Three blocks far apart: each is one component's in nearly every draw, though one block is twice as bright."""
+    image = torch.zeros(500, 1, 20, 20)
+    corners = [(0, 0), (0, 17), (17, 9)]
+    for (y, x), brightness in zip(corners, (1.0, 0.5, 0.5), strict=True):
+        image[:, :, y : y + 3, x : x + 3] = brightness
+    gamma = seeds(image, 3, torch.Generator().manual_seed(0))
+    owners = torch.stack([gamma[:, :, 0, y + 1, x + 1].argmax(1) for y, x in corners], 1)
+    assert (owners.sort(1).values == torch.arange(3)).all(1).float().mean() > 0.95
+
+
+def test_seeds_are_drawn_as_the_centres_of_k_means_plus_plus():
+    """Three pixels in a row: how often each pair is drawn. gamma tells which pair it was."""
+    brightness, draws = [0.5, 0.2, 0.3], 40_000
+    image = torch.tensor(brightness, dtype=torch.float64).expand(draws, 1, 1, 3)
+    gamma = seeds(image, 2, torch.Generator().manual_seed(0))[:, 0, 0, 0]  # of the first component, (draws, 3)
+    total = 0.0
+    for one, other in itertools.permutations(range(3), 2):
+        share = sum(brightness[n] * (n - one) ** 2 for n in range(3))
+        expected = brightness[one] * brightness[other] * (other - one) ** 2 / share
+        bell = torch.tensor([(n - one) ** 2 - (n - other) ** 2 for n in range(3)], dtype=torch.float64)
+        drawn = torch.isclose(gamma, (-bell / (2 * (3 * SPREAD) ** 2)).sigmoid()).all(1).double().mean().item()
+        assert abs(drawn - expected) < 4 * math.sqrt(expected * (1 - expected) / draws), (one, other)
+        total += drawn
+    assert total == pytest.approx(1)
+
+
+def test_seeds_spread_as_said():
+    """Two bright pixels, two components: the ratio of gamma is that of two round bells, one around each."""
+    image = torch.zeros(1, 1, 9, 12, dtype=torch.float64)
+    image[0, 0, 1, 2] = image[0, 0, 7, 10] = 1
+    gamma = seeds(image, 2, torch.Generator().manual_seed(0))[0, :, 0]
+    if gamma[0, 1, 2] < gamma[1, 1, 2]:
+        gamma = gamma.flip(0)
+    one, other = (4 - 1) ** 2 + (5 - 2) ** 2, (4 - 7) ** 2 + (5 - 10) ** 2
+    expected = math.exp((other - one) / (2 * (12 * SPREAD) ** 2))
+    assert (gamma[0, 4, 5] / gamma[1, 4, 5]).item() == pytest.approx(expected)
+
+
+def test_energy_is_the_sum_written_out():
+    torch.manual_seed(0)
+    image = torch.rand(2, 2, 3, 4).round().double()
+    params = torch.randn(2, 3, 2, 3, 4, dtype=torch.float64)
+    gamma = torch.rand(2, 3, 1, 3, 4, dtype=torch.float64)
+    gamma /= gamma.sum(1, keepdim=True)
+    mu = params.sigmoid()
+    for b in range(2):
+        expected, taken = 0.0, [0.0] * 3
+        for k in range(3):
+            for c in range(2):
+                for h in range(3):
+                    for w in range(4):
+                        g, m = gamma[b, k, 0, h, w].item(), mu[b, k, c, h, w].item()
+                        if image[b, c, h, w] == 1:
+                            expected -= g * math.log(m)
+                            taken[k] += g
+                        else:
+                            expected -= math.log(1 - m)
+        expected += sum(t * math.log(t / sum(taken) * 3) for t in taken)
+        assert energy(image, params, gamma)[b].item() == pytest.approx(expected)
+
+
+def test_energy_prefers_a_component_for_each_object():
+    """Not one for two overlapping ones and another for none, which equation 5 prefers."""
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[0, 0, :4, :4] = masks[1, 0, 2:6, 2:6] = 1  # two overlapping squares
+    image = masks.amax(0, keepdim=True)
+    apart, merged = masks.unsqueeze(0) * 12 - 6, torch.stack([image[0], torch.zeros(1, 8, 8)]).unsqueeze(0) * 12 - 6
+    em = NeuralEM(RecurrentMStep((1, 8, 8), 2), Bernoulli())
+    found = [energy(image, params, em.e_step(image, params)) for params in (apart, merged)]
+    assert found[0] < found[1]
+
+
+def test_energy_of_a_black_image():
+    params = torch.randn(2, 3, 1, 4, 4)
+    gamma = torch.full((2, 3, 1, 4, 4), 1 / 3)
+    found = energy(torch.zeros(2, 1, 4, 4), params, gamma)
+    assert torch.allclose(found, -(1 - params.sigmoid()).log().sum((1, 2, 3, 4)))
+
+
+def test_of_several_starts_the_one_of_lowest_energy_is_kept():
+    torch.manual_seed(0)
+    em = NeuralEM(RecurrentMStep((1, 28, 28), 8), Bernoulli(), first="seeds")
+    image = few_shapes(20).images.float()
+    sizes = {"num_components": 3, "num_steps": 2}
+    kept = em(image, **sizes, num_starts=4, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    alone = [em(image, **sizes, generator=generator) for _ in range(4)]
+    energies = torch.stack([em.energy(image, trajectory[-1]) for trajectory in alone])
+    assert len(energies.argmin(0).unique()) > 1
+    for index, best in enumerate(energies.argmin(0)):
+        for step in range(2):
+            for one, other in zip(kept[step], alone[best][step], strict=True):
+                assert torch.equal(one[index], other[index])
+
+
+def test_a_start_that_ends_in_nan_is_never_kept(monkeypatch):
+    em = NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli())
+    image, nan = torch.ones(3, *SHAPE), math.nan
+    energies = iter(torch.tensor([[3.0, nan, 1.0], [nan, 2.0, 1.0], [1.0, 3.0, nan]]))
+    monkeypatch.setattr("nem_lightning.models.em.energy", lambda *_: next(energies))
+    (kept,) = em(image, num_steps=1, num_starts=3, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    alone = [em(image, num_steps=1, generator=generator)[0].params for _ in range(3)]
+    assert all(torch.equal(kept.params[index], alone[best][index]) for index, best in enumerate([2, 1, 0]))
+
+
+def test_choosing_a_start_needs_no_graph(monkeypatch):
+    em = NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli())
+    needed = []
+    monkeypatch.setattr(em, "energy", lambda image, last: needed.append(last.params.requires_grad) or image[:, 0, 0, 0])
+    (kept,) = em(torch.ones(3, *SHAPE), num_steps=1, num_starts=2)
+    assert needed == [False, False] and kept.params.requires_grad
+
+
+def test_where_takes_each_image_from_one_of_the_two():
+    one = Iterate(*(torch.zeros(2, *[1] * n) for n in (2, 4, 4, 4)))
+    other = Iterate(*(torch.ones(2, *[1] * n) for n in (2, 4, 4, 4)))
+    assert all(value.flatten().tolist() == [0, 1] for value in one.where(torch.tensor([True, False]), other))
+
+
+def test_bad_starts():
+    with pytest.raises(InputError, match="first='kmeans': must be one of noise, seeds"):
+        NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli(), first="kmeans")
+    with pytest.raises(InputError, match="num_starts=0: must be an integer of at least 1"):
+        tiny_module(num_starts=0)
+    with pytest.raises(InputError, match="num_starts=2: must be 1 unless the pixels are Bernoulli"):
+        NeuralEM(RecurrentMStep(SHAPE, 2), Gaussian())(torch.rand(1, *SHAPE), num_starts=2)

@@ -1,0 +1,273 @@
+"""Mean best overlap, the baselines, and the command that compares them with RNN-EM on Pascal VOC."""
+
+import csv
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from devkit import make_devkit
+from hypothesis import given
+from hypothesis import strategies as st
+from pytorch_lightning.callbacks import ModelCheckpoint
+from sklearn.metrics import adjusted_mutual_info_score
+from tiny import tiny_trainer
+
+from nem_lightning.datamodules import VOCDataModule
+from nem_lightning.errors import InputError
+from nem_lightning.scores.best_overlap import VOID, MeanBestOverlap, mean_best_overlap
+from nem_lightning.training import checkpoints
+from reproduce import voc
+from reproduce.voc_baselines import BASELINES, SEEDED, felzenszwalb, merged
+from reproduce.voc_scores import Images, against_truth, agreement, by_colour, explained_colour, summary
+
+BY_COLOUR = ("colour k-means", "position + colour k-means", "SLIC merged", "Felzenszwalb merged")
+
+
+def brute_force(labels: np.ndarray, groups: np.ndarray) -> float:
+    """Every object against every segment, set by set."""
+    counted = groups != VOID
+    best = []
+    for group in sorted(set(groups[counted].tolist()) - {0}):
+        true = groups == group
+        overlaps = []
+        for label in np.unique(labels):
+            segment = (labels == label) & counted
+            overlaps.append((true & segment).sum() / (true | segment).sum())
+        best.append(max(overlaps))
+    return float(np.mean(best)) if best else float("nan")
+
+
+@given(seed=st.integers(0, 2**31), pixels=st.integers(1, 30), segments=st.integers(1, 5), objects=st.integers(0, 6))
+def test_mean_best_overlap_of_random_pairs(seed, pixels, segments, objects):
+    torch.manual_seed(seed)
+    values = torch.tensor([0, VOID, *range(3, 3 + objects)])  # class numbers have gaps
+    labels, groups = torch.randint(segments, (4, pixels)), values[torch.randint(len(values), (4, pixels))]
+    groups[3] = VOID
+    expected = [brute_force(one.numpy(), of.numpy()) for one, of in zip(labels, groups, strict=True)]
+    np.testing.assert_allclose(mean_best_overlap(labels, groups), expected, rtol=0, atol=1e-12)
+
+
+def test_known_overlaps():
+    groups = torch.tensor([[0, 0, 1, 1, 2, 2, VOID, VOID]])
+    exact = torch.tensor([[0, 0, 1, 1, 2, 2, 1, 0]])
+    assert mean_best_overlap(exact, groups).item() == 1  # void counts nowhere
+    one = torch.zeros(1, 8, dtype=torch.long)
+    assert mean_best_overlap(one, groups).item() == pytest.approx(2 / 6)  # the background counts in the union
+    both = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 0]])
+    assert mean_best_overlap(both, groups).item() == pytest.approx(2 / 4)  # two objects may share their best segment
+    assert mean_best_overlap(both, torch.zeros_like(groups)).isnan().all()
+
+
+def test_the_metric_is_the_mean_over_images_with_objects():
+    torch.manual_seed(0)
+    labels, groups = torch.randint(3, (9, 5, 4)), torch.randint(3, (9, 5, 4))
+    groups[4] = 0
+    metric = MeanBestOverlap()
+    metric.update(labels[:6], groups[:6])
+    metric.update(labels[6:], groups[6:])
+    assert metric.compute() == pytest.approx(mean_best_overlap(labels, groups).nanmean().item())
+    assert metric.scored == 8 and metric.unscored == 1
+
+
+def halves(noise: float = 0.02) -> np.ndarray:
+    """A blue upper and a yellow lower half, with a little noise."""
+    image = np.zeros((32, 32, 3))
+    image[:16], image[16:] = (0.1, 0.2, 0.8), (0.9, 0.8, 0.1)
+    return (image + np.random.default_rng(0).normal(0, noise, image.shape)).clip(0, 1)
+
+
+@pytest.mark.parametrize("name", BY_COLOUR)
+def test_two_coloured_halves_are_two_segments(name):
+    labels = BASELINES[name](halves(), 2, 0)
+    assert len(np.unique(labels[:16])) == len(np.unique(labels[16:])) == 1
+    assert labels[0, 0] != labels[-1, 0]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_labels_are_at_most_k_and_a_seed_repeats_them(name, noise, k):
+    labels = BASELINES[name](halves(noise), k, 1)
+    assert labels.shape == (32, 32) and labels.dtype.kind == "i"
+    assert labels.min() == 0 and labels.max() < k
+    np.testing.assert_array_equal(labels, BASELINES[name](halves(noise), k, 1))
+
+
+def test_blocks_are_the_same_for_every_image_and_balanced():
+    for name in ("compact blocks", "vertical strips"):
+        one, other = (BASELINES[name](image, 3, 0) for image in (halves(), 1 - halves()))
+        np.testing.assert_array_equal(one, other)
+        assert np.bincount(one.ravel()).min() > 0.25 * one.size
+
+
+def test_merging_takes_the_neighbours_of_most_alike_colour():
+    image = np.zeros((1, 40, 3))
+    image[:, 10:20], image[:, 20:30], image[:, 30:] = 0.1, 0.8, 0.05  # the last is like the first, but no neighbour
+    segments = np.arange(40)[None] // 10
+    a, b, c, d = merged(image, segments, 3)[0, ::10]
+    assert a == b and len({a, c, d}) == 3
+    assert len(np.unique(merged(image, segments, 9))) == 4
+    assert felzenszwalb(np.zeros((32, 32, 3)), 3).max() == 0
+
+
+def test_colour_variance_that_segments_explain():
+    image = torch.zeros(2, 3, 1, 4)
+    image[0, 0] = torch.tensor([[0.0, 0.2, 0.8, 1.0]])
+    labels = torch.tensor([[[0, 0, 1, 1]]] * 2)
+    r2 = explained_colour(labels, image)
+    assert r2[0].item() == pytest.approx(1 - 0.04 / 0.68) and r2[1].isnan()
+    assert explained_colour(torch.zeros_like(labels), image)[0].item() == pytest.approx(0)
+    ends = torch.tensor([[[True, False, False, True]]] * 2)
+    assert explained_colour(labels, image, ends)[0].item() == pytest.approx(1)
+    found = by_colour(labels.repeat(2, 1, 1, 1), Images(image, {}))
+    assert found["segments"].tolist() == [[2, 2], [2, 2]] and found["colour_r2"].shape == (2, 2)
+
+
+def test_agreement_is_over_all_pixels_but_void():
+    torch.manual_seed(0)
+    labels, reference = torch.randint(3, (1, 1, 6, 6)), torch.randint(3, (1, 6, 6))
+    reference[0, 0] = VOID
+    expected = adjusted_mutual_info_score(reference[0, 1:].ravel(), labels[0, 0, 1:].ravel(), average_method="max")
+    assert agreement(labels, reference)["ami"].item() == pytest.approx(expected)
+
+
+def test_images_with_one_object_are_told_apart():
+    mask = torch.tensor([[[0, 7, 7, VOID]], [[1, 1, 2, 2]], [[0, 0, 0, VOID]]])
+    scores = against_truth(torch.zeros(1, 3, 1, 4, dtype=torch.long), Images(None, {"class": mask, "instance": mask}))
+    assert scores["ari_class"].nan_to_num(-1).tolist() == [[1, 0, -1]]  # 1 for no grouping at all
+    assert scores["ari_class_2+"].nan_to_num(-1).tolist() == [[-1, 0, -1]]
+
+
+def test_summaries():
+    found = summary(torch.tensor([[1.0, 2.0, torch.nan], [3.0, 4.0, torch.nan]]))
+    assert found == (2.5, pytest.approx(2**0.5), pytest.approx(0.5), 2, 2)
+    assert summary(torch.tensor([[1.0, torch.nan]])) == (1, None, None, 1, 1)
+    assert summary(torch.full((2, 3), torch.nan)) is None
+
+
+def test_masks_of_one_kind(tmp_path):
+    data = VOCDataModule(str(make_devkit(tmp_path, instances=(0, 1))), str(tmp_path / "cache"), size=40)
+    data.prepare_data()
+    classes, instances = data.masks("test", "class"), data.masks("test", "instance")
+    assert classes.shape == instances.shape == (24, 40, 40)
+    assert classes.unique().tolist() == [0, 7, VOID]
+    assert instances[:2].unique().tolist() == [0, 2, 7, VOID] and (instances[2:] == VOID).all()
+    groups = data.load("test").groups[2:]  # the class mask, where there is no other
+    assert torch.equal(groups, torch.where(classes == VOID, 0, classes)[2:])
+    assert torch.equal(data.masks("val", "class"), data.masks("train", "class")[:3])  # alike in this devkit
+    assert len(data.masks("val", "instance")) == 3 and len(data.masks("train", "class")) == 21
+
+
+MODEL = {
+    "_target_": "nem_lightning.training.module.NeuralEMModule",
+    "num_components": 3,
+    "num_steps": 2,
+    "em": {
+        "_target_": "nem_lightning.models.em.NeuralEM",
+        "likelihood": {"_target_": "nem_lightning.models.likelihoods.Gaussian"},
+        "m_step": {
+            "_target_": "nem_lightning.models.m_steps.RecurrentMStep",
+            "image_shape": [3, 16, 16],
+            "hidden_size": 8,
+        },
+    },
+    "loss": {
+        "_target_": "nem_lightning.models.losses.NeuralEMLoss",
+        "likelihood": {"_target_": "nem_lightning.models.likelihoods.Gaussian"},
+    },
+    "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A function that gives a checkpoint of K components, of an epoch on a small devkit; and that devkit."""
+    from hydra.utils import instantiate
+
+    folder = tmp_path_factory.mktemp("voc")
+    devkit = make_devkit(folder, instances=(0, 1))
+
+    @functools.cache
+    def of(k: int, seed: int = 0):
+        config = {"model": {**MODEL, "num_components": k, "seed": seed}}
+        callbacks = [checkpoints.SaveConfig(config), ModelCheckpoint(folder, filename=f"k{k}_{seed}")]
+        datamodule = VOCDataModule(str(devkit), str(folder / "cache"), size=16)
+        tiny_trainer(folder, callbacks=callbacks).fit(instantiate(config["model"]), datamodule)
+        return folder / f"k{k}_{seed}.ckpt"
+
+    return of, devkit
+
+
+def command(monkeypatch, devkit, out, *arguments) -> None:
+    monkeypatch.setenv("NEM_DATA_DIR", str(devkit.parent))
+    monkeypatch.setattr("sys.argv", ["voc", "--devkit", str(devkit), "--out", str(out), *map(str, arguments)])
+    voc.main()
+
+
+def test_the_command(trained, tmp_path, monkeypatch, capsys):
+    of, devkit = trained
+    command(monkeypatch, devkit, tmp_path, "--checkpoint", of(3, 0), of(3, 1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"voc.{end}" for end in ("csv", "json", "md", "png")]
+    result = json.loads((tmp_path / "voc.json").read_text())
+    settings = result["settings"]
+    assert settings["images"] == 24 and settings["with_instance_masks"] == 2
+    assert (settings["size"], settings["num_components"], settings["num_steps"]) == (16, 3, 2)
+    assert [of["epochs"] for of in settings["checkpoints"]] == [1, 1]
+    assert [of["seed"] for of in settings["checkpoints"]] == [0, 1]
+    ours = result["scores"]["RNN-EM"]
+    assert ours["mbo_class"]["runs"] == 2 and ours["mbo_class"]["sd_over_runs"] is not None
+    assert ours["mbo_class"]["images"] == 24 and ours["mbo_instance"]["images"] == 2
+    assert ours["ari_class_2+"] is None and ours["ari_instance_2+"]["images"] == 2
+    assert set(result["scores"]) == {"RNN-EM", *BASELINES, "true classes"}
+    for name in BASELINES:
+        assert result["scores"][name]["mbo_class"]["runs"] == (3 if name in SEEDED else 1)
+    colour = {name: of["colour_r2"]["mean"] for name, of in result["scores"].items()}
+    assert max(colour, key=colour.get) == "colour k-means" and colour["whole image"] == pytest.approx(0)
+    assert result["agreement"]["RNN-EM"]["ami with true class masks"]["images"] == 24
+    with open(tmp_path / "voc.csv", newline="") as file:
+        rows = {(row["method"], row["score"]): row for row in csv.DictReader(file)}
+    assert float(rows["RNN-EM", "mbo_class"]["mean"]) == ours["mbo_class"]["mean"]
+    assert (tmp_path / "voc.png").stat().st_size > 10_000
+    assert "| SLIC merged |" in (tmp_path / "voc.md").read_text()
+    assert "voc.json" in capsys.readouterr().out
+
+
+def test_without_a_checkpoint_nothing_else_is_overwritten(trained, tmp_path, monkeypatch):
+    _, devkit = trained
+    command(monkeypatch, devkit, tmp_path, "--split", "val")
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["voc_baselines_val"] * 4
+    settings = json.loads((tmp_path / "voc_baselines_val.json").read_text())["settings"]
+    assert (settings["images"], settings["size"], settings["num_components"]) == (3, 64, 3)
+
+
+def test_errors_are_one_line_and_nothing_is_written(trained, tmp_path, monkeypatch):
+    of, devkit = trained
+    for arguments, message in (
+        ((devkit, tmp_path, "--checkpoint", of(3), of(2)), r"k2_0.ckpt: num_components is 2, the first one's 3"),
+        ((devkit, tmp_path, "--checkpoint", "nowhere.ckpt"), "reproduce.voc: --checkpoint nowhere.ckpt: no such file"),
+        ((devkit / "nowhere", tmp_path), r"nowhere/VOC2012: no such folder"),
+        ((devkit, of(3)), r"--out .*: cannot be written"),
+    ):
+        with pytest.raises(SystemExit, match=message) as error:
+            command(monkeypatch, *arguments)
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_other_images(trained, tmp_path):
+    _, devkit = trained
+    from test_checkpoint import save
+
+    with pytest.raises(InputError, match=r"--checkpoint .*: takes images of \(1, 6, 5\)"):
+        voc.run(devkit, tmp_path, [save(tmp_path)[1]], "test", tmp_path / "out", None)
+
+
+def test_the_real_subset_by_instance(real_devkit, tmp_path):
+    data = VOCDataModule(str(real_devkit), str(tmp_path))
+    assert [int((data.masks(stage, "instance") != VOID).any(2).any(1).sum()) for stage in ("train", "val", "test")] == [
+        19,
+        2,
+        16,
+    ]

@@ -1,0 +1,295 @@
+"""What goes wrong on clusters: runs are killed, disks are full, files are cut short."""
+
+import ctypes
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from fake_wandb import FakeWandb
+from hydra import compose, initialize_config_dir
+from hydra.errors import CompactHydraException
+
+from nem_lightning.errors import InputError
+from nem_lightning.runs.folder import RunFolder
+
+SMALL = [
+    "trainer=cpu",
+    "logger=csv",
+    "data.size=12",
+    "data.num_objects=1",
+    "model.num_steps=2",
+    "model.em.m_step.hidden_size=10",
+    "trainer.max_epochs=6",
+    "trainer.limit_train_batches=20",
+    "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=1",
+    "trainer.log_every_n_steps=1",
+    "paths.run_name=run",
+    "paths.sweep_name=null",
+]
+
+
+def log_of(folder: str | Path) -> Path:
+    """What the last process of a run printed."""
+    return Path(f"{folder}.log")
+
+
+def train_in(folder: str, data_dir: str, *overrides: str) -> None:
+    """What train.py does once Hydra has composed."""
+    import train
+    from nem_lightning.runs import command_line
+
+    torch.set_num_threads(1)
+    with open(log_of(folder), "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    places = [f"paths.run_dir={folder}", f"paths.data_dir={data_dir}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=[*SMALL, *places, *overrides])
+    try:
+        with RunFolder(folder) as run, command_line.one_line_errors():
+            train.train(config, run)
+    except CompactHydraException as error:  # as Hydra does
+        sys.exit(str(error))
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Start :func:`train_in` in a process of its own, in a fraction of the time that ``python train.py`` takes."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(
+        ["train", "nem_lightning.training.module", "nem_lightning.datamodules", "test_faults"]
+    )
+
+    def process(*arguments: str, target=train_in):
+        started = server.Process(target=target, args=arguments)
+        started.start()
+        return started
+
+    return process
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("small_data"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, small_data, tmp_path_factory) -> tuple[Path, float]:
+    """The folder of a run, and how many seconds it took."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for name in ("first", "run"):  # the first generates the data
+        began = time.monotonic()
+        process = start(str(folder / name), small_data)
+        process.join()
+        assert process.exitcode == 0
+    return folder / "run", time.monotonic() - began
+
+
+def assert_same_end(folder: Path, expected: Path) -> None:
+    for name in ("last", "best"):
+        one, other = (torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (folder, expected))
+        assert one["global_step"] == other["global_step"], name
+        for key, weight in other["state_dict"].items():
+            assert torch.equal(one["state_dict"][key], weight), (name, key)
+    one, other = (yaml.safe_load((run / "scores.json").read_text()) for run in (folder, expected))
+    assert one.pop("ckpt_path") != other.pop("ckpt_path")
+    assert one == other
+
+
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 20), (signal.SIGTERM, 6), (signal.SIGUSR1, 6)])
+def test_runs_stopped_at_random_points_end_as_an_undisturbed_one(
+    start, undisturbed, small_data, tmp_path, number, times
+):
+    """Each stop comes at a point of a process's life; a run is started again until it is finished."""
+    expected, seconds = undisturbed
+    points = random.Random(int(number))
+    stopped = finished = 0
+    while stopped < times or not finished:
+        run = tmp_path / f"run{finished}"
+        saved = list(run.glob("checkpoints/*.ckpt"))
+        process = start(str(run), small_data)
+        process.join(points.uniform(0.0, 1.0) * seconds if stopped < times else None)
+        if process.is_alive():
+            os.kill(process.pid, number)
+            process.join()
+        if process.exitcode == 0:
+            assert ("goes on from" in log_of(run).read_text()) == bool(saved)
+            assert_same_end(run, expected)
+            finished += 1
+        else:
+            assert process.exitcode in (-number, 128 + number)
+            stopped += 1
+
+
+def wait_for(path: Path, process) -> None:
+    while not path.exists():
+        assert process.is_alive()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def stopped_run(start, small_data, tmp_path) -> Path:
+    """The folder of a run that was killed after its first checkpoints."""
+    process = start(str(tmp_path / "run"), small_data)
+    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
+    process.kill()
+    process.join()
+    return tmp_path / "run"
+
+
+def train_on_full_disk(folder: str, data_dir: str) -> None:
+    """No file may get larger than 10 kB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    train_in(folder, data_dir)
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(start, stopped_run, undisturbed, small_data):
+    before = {path: path.read_bytes() for path in (stopped_run / "checkpoints").iterdir()}
+    process = start(str(stopped_run), small_data, target=train_on_full_disk)
+    process.join()
+    assert process.exitcode == 1
+    printed = log_of(stopped_run).read_text()
+    assert "checkpoints/best.ckpt: cannot be written (" in printed
+    assert before == {path: path.read_bytes() for path in (stopped_run / "checkpoints").iterdir()}
+    assert "cannot be written" in (stopped_run / "error.txt").read_text().splitlines()[-1]
+    start(str(stopped_run), small_data).join()  # there is room again
+    assert_same_end(stopped_run, undisturbed[0])
+    assert not (stopped_run / "error.txt").exists()
+
+
+def test_a_best_checkpoint_cut_short_after_training_does_not_stop_the_run_from_finishing(start, small_data, tmp_path):
+    """There is nothing better to come that would take its place."""
+    folder = tmp_path / "run"
+    start(str(folder), small_data).join()
+    (folder / "scores.json").unlink()
+    best = folder / "checkpoints" / "best.ckpt"
+    best.write_bytes(best.read_bytes()[:-1000])
+    process = start(str(folder), small_data)
+    process.join()
+    assert process.exitcode == 0 and (folder / "scores.json").exists()
+    printed = log_of(folder).read_text()
+    assert "best.ckpt: not a checkpoint, or cut short" in printed and "scores are of the last weights" in printed
+
+
+@pytest.mark.parametrize("names", [["last"], ["best"], ["last", "best"]])
+def test_a_checkpoint_cut_short_is_passed_over(start, stopped_run, undisturbed, small_data, names):
+    for name in names:
+        path = stopped_run / "checkpoints" / f"{name}.ckpt"
+        path.write_bytes(path.read_bytes()[:-1000])
+    start(str(stopped_run), small_data).join()
+    printed = log_of(stopped_run).read_text()
+    for name in names:
+        assert f"checkpoints/{name}.ckpt: not a checkpoint, or cut short" in printed
+    assert_same_end(stopped_run, undisturbed[0])
+
+
+def test_a_run_that_another_process_runs_is_refused(start, small_data, tmp_path):
+    first = start(str(tmp_path / "run"), small_data)
+    wait_for(tmp_path / "run" / "config.yaml", first)
+    with pytest.raises(InputError, match="another process is running it"), RunFolder(tmp_path / "run") as second:
+        second.claim({})
+    first.join()
+    assert first.exitcode == 0 and not (tmp_path / "run" / "error.txt").exists()
+
+
+def test_a_finished_run_is_left_as_it_is(start, undisturbed, small_data, tmp_path):
+    folder = shutil.copytree(undisturbed[0], tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    process = start(str(folder), small_data)
+    process.join()
+    assert process.exitcode == 0 and "Finished before" in log_of(folder).read_text()
+    assert before == {path: path.read_bytes() for path in before}
+    process = start(str(folder), small_data, "model.num_steps=3")
+    process.join()
+    assert process.exitcode == 1
+    assert "an earlier run is there (model.num_steps: 2 there, 3 here)" in log_of(folder).read_text()
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_two_runs_generate_the_data_at_once(start, undisturbed, tmp_path):
+    processes = [start(str(tmp_path / f"run{i}"), str(tmp_path / "data")) for i in range(2)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(list((tmp_path / "data").iterdir())) == 1  # nothing half-written beside it
+    for i in range(2):
+        scores = yaml.safe_load((tmp_path / f"run{i}" / "scores.json").read_text())
+        assert scores["by_step"] == yaml.safe_load((undisturbed[0] / "scores.json").read_text())["by_step"]
+
+
+def test_a_read_only_data_folder(start, small_data, undisturbed, tmp_path):
+    """Data that is there is used. Data that is not gets one line that names the folder."""
+    empty = tmp_path / "data"
+    empty.mkdir()
+    (tmp_path / "runs").mkdir()
+    folders = (Path(small_data), empty)
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        for folder, status in zip(folders, (0, 1), strict=True):
+            process = start(str(tmp_path / "runs" / folder.name), str(folder), target=train_as_ordinary_user)
+            process.join()
+            assert process.exitcode == status
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert_same_end(tmp_path / "runs" / Path(small_data).name, undisturbed[0])
+    assert (
+        f"{empty}: cannot be written (Permission denied); choose another folder"
+        in log_of(tmp_path / "runs" / "data").read_text()
+    )
+
+
+def train_as_ordinary_user(folder: str, data_dir: str) -> None:
+    """Root without its right to write everywhere."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # capset(2), version 3: no capability at all
+        assert libc.capset(header, (ctypes.c_uint32 * 6)()) == 0
+    train_in(folder, data_dir)
+
+
+def train_online(folder: str, data_dir: str, url: str, *overrides: str) -> None:
+    online = {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "WANDB_FINISH_TIMEOUT": "5"}
+    os.environ.update(online)
+    train_in(folder, data_dir, "logger=wandb", "logger.wandb.tags=[tiny]", *overrides)
+
+
+def test_wandb_that_goes_away_in_the_middle_of_a_run(start, small_data, undisturbed, tmp_path):
+    with FakeWandb() as server:
+        process = start(str(tmp_path / "run"), small_data, server.url, target=train_online)
+        wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
+        (created,) = server.runs.values()
+        assert created["project"] == "nem-lightning" and created["displayName"] == "run" and created["tags"] == ["tiny"]
+    process.join()
+    assert process.exitcode == 0
+    assert_same_end(tmp_path / "run", undisturbed[0])
+    assert len(list(tmp_path.glob("run/wandb/run-*/run-*.wandb"))) == 1  # what `wandb sync` sends later
+
+
+def test_a_run_that_goes_on_goes_on_in_wandb(start, small_data, undisturbed, tmp_path):
+    with FakeWandb() as server:
+        process = start(str(tmp_path / "run"), small_data, server.url, target=train_online)
+        wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
+        os.kill(process.pid, signal.SIGUSR1)
+        process.join()
+        assert process.exitcode == 128 + signal.SIGUSR1
+        start(str(tmp_path / "run"), small_data, server.url, target=train_online).join()
+        assert len(server.runs) == 1 and len(list(tmp_path.glob("run/wandb/run-*-*"))) == 2
+        sent = "".join(server.sent)
+    for what in ("val/ami_max", "val/groupings", "by_step/ami_max", '"preempting":true'):
+        assert what in sent
+    assert re.search(r'val/ami_max\\":\{\\"(max|last)\\":[-\d.e]+,\\"(max|last)', sent)  # in the summary
+    assert_same_end(tmp_path / "run", undisturbed[0])

@@ -6,13 +6,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from nem_lightning.errors import require
-from nem_lightning.runs import command_line
+from nem_lightning.runs import command_line, resolvers
+from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import SCORES, RunFolder
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Compose, then evaluate."""
+    resolvers.register()  # a job of a sweep imports what this function mentions, see there
     with RunFolder(config.paths.run_dir) as folder, command_line.one_line_errors():
         evaluate(config, folder)
 
@@ -37,12 +39,15 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     trainer = instantiate(config.trainer, logger=False)
     trainer.test(module, images, verbose=False)
 
-    folder.finish({"ckpt_path": str(config.ckpt_path), **command_line.test_scores(module, config.split)})
+    scores = command_line.scores_of_test(module, config.split)
+    folder.finish({"ckpt_path": str(config.ckpt_path), **scores})
     pictures = figures.save(module, next(iter(images)), folder.path, f"{config.split} images")
     console = Console()
-    title = f"K={module.num_components}, {config.split} images, by EM step{command_line.best_of(module)}"
-    command_line.print_scores_by_step(title, module.test_scores_by_step, console)
-    command_line.print_places({"scores": folder.path / SCORES, **pictures}, console)
+    best_of = command_line.best_of(scores["num_starts"])
+    title = f"K={scores['num_components']}, {config.split} images, by EM step{best_of}"
+    command_line.print_scores_by_step(title, scores["headings"], scores["by_step"], console)
+    places = [Place("scores", folder.path / SCORES), *(Place(*picture) for picture in pictures.items())]
+    command_line.print_places(places, console)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from nem_lightning.runs import command_line, sweeps
+from nem_lightning.runs import command_line, resolvers, sweeps
+from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import RunFolder
 
 
@@ -16,8 +17,9 @@ from nem_lightning.runs.folder import RunFolder
 def main(config: DictConfig) -> float:
     """Compose, then train. Returns the best score that the checkpoints watch, for sweepers; NaN from a run that
     failed in a sweep."""
+    resolvers.register()  # a job of a sweep imports what this function mentions, see there
     sweeps.join_processes_of_job()
-    with sweeps.outliving_its_runs(), RunFolder(config.paths.run_dir) as folder, command_line.one_line_errors():
+    with sweeps.keep_going_without_failed_run(), RunFolder(config.paths.run_dir) as folder, command_line.one_line_errors():
         sweeps.require_no_replay(config)
         return train(config, folder)
     return float("nan")
@@ -45,9 +47,10 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         datamodule.prepare_data()  # what is wrong with the data is said before a run is started
         folder.claim(plain_config)
     console = Console(quiet=rank_zero_only.rank != 0)
-    places = {"run folder": config.paths.run_dir}
+    places = [Place("run folder", config.paths.run_dir)]
     if (scores := folder.scores()) is not None:
-        command_line.print_scores_by_step("Finished before. Test scores, by EM step", scores["by_step"], console)
+        title = "Finished before. Test scores, by EM step"
+        command_line.print_scores_by_step(title, scores["headings"], scores["by_step"], console)
         command_line.print_places(places, console)
         return _number(scores["best_score"])
     newest = folder.newest_checkpoint(config.ckpt_path)
@@ -61,8 +64,8 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         )
         for logger in loggers:
             logger.log_hyperparams(plain_config)
-        places |= runs(trainer)
-        command_line.print_places(places | ({"goes on from": newest} if newest else {}), console)
+        places += runs(trainer)
+        command_line.print_places([*places, *([Place("goes on from", newest)] if newest else [])], console)
         trainer.fit(module, datamodule, ckpt_path=newest, weights_only=True)
         epochs = trainer.current_epoch
         saver = trainer.checkpoint_callback
@@ -71,10 +74,10 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         watched = saver.best_model_score if best else None  # None, too, where the checkpoints watch no score
         best_score = None if watched is None else watched.item()
         if trainer.is_global_zero:
-            places |= {"best checkpoint": best or "none saved, scores are of the last weights"}
-            summarise(module, datamodule, places, console)
-            run = {"ckpt_path": best, "best_score": best_score, "epochs": epochs}
-            folder.finish({**run, **command_line.test_scores(module, "test")})
+            places.append(Place("best checkpoint", best or "none saved, scores are of the last weights"))
+            scores = command_line.scores_of_test(module, "test")
+            summarise(module, datamodule, scores, folder.path, places, console)
+            folder.finish({"ckpt_path": best, "best_score": best_score, "epochs": epochs, **scores})
         return _number(best_score)
     finally:
         for logger in loggers:
@@ -82,30 +85,30 @@ def train(config: DictConfig, folder: RunFolder) -> float:
                 logger.finish(sys.exc_info()[1])
 
 
-def summarise(module, datamodule, places: dict[str, str], console: Console) -> None:
+def summarise(module, datamodule, scores, folder: Path, places: list[Place], console: Console) -> None:
     """Draw what the model finds in test images, and say how good it is and where everything lies."""
     from nem_lightning import figures
 
     batch = next(iter(datamodule.test_dataloader()))
-    pictures = figures.save(module, batch, Path(places["run folder"]), "test images")
-    command_line.print_scores_by_step(
-        f"Test scores, by EM step{command_line.best_of(module)}", module.test_scores_by_step, console
-    )
-    command_line.print_places({**places, **pictures}, console)
+    pictures = figures.save(module, batch, folder, "test images")
+    title = f"Test scores, by EM step{command_line.best_of(scores['num_starts'])}"
+    command_line.print_scores_by_step(title, scores["headings"], scores["by_step"], console)
+    command_line.print_places([*places, *(Place(*picture) for picture in pictures.items())], console)
 
 
 def _number(score: float | None) -> float:
     return float("nan") if score is None else score
 
 
-def runs(trainer) -> dict[str, str]:
+def runs(trainer) -> list[Place]:
     """Where the loggers that know it say that the run is."""
     where = [logger.where() for logger in trainer.loggers if hasattr(logger, "where")]
-    return {"W&B run": where[0]} if where else {}
+    return [Place("W&B run", where[0])] if where else []
 
 
 if __name__ == "__main__":
     try:
-        main()
+        with sweeps.keep_going_without_killed_jobs():
+            main()
     finally:
-        sweeps.say_how_it_went()
+        sweeps.print_sweep_summary()

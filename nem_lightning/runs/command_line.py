@@ -1,44 +1,38 @@
 """What ``train.py`` and ``evaluate.py`` share: errors in one line, the summary at the end.
 
-Importing this imports neither PyTorch nor Lightning, which take seconds: ``--help`` needs neither.
+Importing this module imports neither PyTorch nor Lightning, which take seconds: ``--help`` needs neither.
 """
 
 import contextlib
 import logging
+import math
 import sys
+import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count
+from nem_lightning.headings import Heading
 
 # Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 
 
-def _cuda_or_cpu() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-# What the configs may call, as in ${cuda_or_cpu:}
-OmegaConf.register_new_resolver("cuda_or_cpu", _cuda_or_cpu, replace=True)
-OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).name, replace=True)
-
-
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Let bad input end the program with one line, naming the full setting, instead of a traceback."""
+    """End the program with one line that names the setting, not a traceback, if the input is bad."""
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     try:
@@ -51,13 +45,13 @@ def one_line_errors() -> Iterator[None]:
     except (InputError, NonFiniteLoss) as error:
         raise CompactHydraException(str(error)) from None
     except SIGTERMException as stop:
-        from nem_lightning.runs.signals import leave
+        from nem_lightning.runs.signals import exit_after_signal
 
-        leave(stop)
+        exit_after_signal(stop)
 
 
 class CheckRunFolder(Callback):
-    """A Hydra callback: ends the program with one line where Hydra could not make the run's folder."""
+    """A Hydra callback that ends the program with one line if the folder of the run or sweep cannot be written."""
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
         self._check(config, "run")
@@ -78,7 +72,7 @@ def set_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch.
 
     Raises:
-        InputError: not an integer from 0 to 2^32 - 1.
+        InputError: the seed is not an integer from 0 to 2^32 - 1.
     """
     require_count("seed", seed, minimum=0)
     require(seed < 2**32, f"seed={seed}: must be less than 2^32")
@@ -87,47 +81,79 @@ def set_seed(seed: int) -> None:
     seed_everything(seed, verbose=False)
 
 
-def test_scores(module, split: str) -> dict[str, object]:
-    """What ``scores.json`` says of the images that ``module`` was tested on."""
+def scores_of_test(module, split: str) -> dict[str, object]:
+    """The part of ``scores.json`` that is about a test.
+
+    Args:
+        module: the :class:`~nem_lightning.training.module.GroupingModule` that was tested.
+        split: the images: "train", "val" or "test".
+    """
+    scores = module.test_scores  # None if no image was tested
     return {
         "split": split,
-        "num_images": module.test_images,
-        "num_components": module.num_components,
-        "num_starts": module.num_starts,
+        "num_images": scores.num_images if scores else 0,
+        "unscored_images": scores.unscored_images if scores else 0,
+        "num_components": module.model.num_components,
+        "num_steps": module.model.num_steps,
+        "num_starts": module.model.num_starts,
         "seed": module.seed,
-        "by_step": module.test_scores_by_step,
+        "headings": scores.headings if scores else {},
+        "by_step": scores.by_step if scores else [],
     }
 
 
-COLUMNS = {
-    "ami_max": "AMI\nmax",
-    "ami_arithmetic": "AMI\narithmetic",
-    "ari": "ARI\n",
-    "reconstruction_error": "reconstr.\nerror",
-    "confidence": "confi-\ndence",
-    "loss": "loss\n(nats)",
-    "log_likelihood": "log lik.\n(nats)",
-}
+def best_of(num_starts: int) -> str:
+    """What a title says if each grouping is the best of several starts."""
+    return f", the best of {num_starts} starts" if num_starts > 1 else ""
 
 
-def print_scores_by_step(title: str, scores: list[dict[str, float]], console: Console) -> None:
-    """A row a step, a column a score: as on :class:`~nem_lightning.scores.collection.StepScores`."""
-    table = Table("step\n", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in COLUMNS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for step, row in enumerate(scores, start=1):
-        nats = ("loss", "log_likelihood")
-        table.add_row(str(step), *(f"{row[name]:.5g}" if name in nats else f"{row[name]:.4f}" for name in COLUMNS))
-    console.print(table)
+def print_scores_by_step(
+    title: str, headings: Mapping[str, Heading], by_step: Sequence[Mapping[str, float]], console: Console
+) -> None:
+    """Print a table: a row for each step, a column for each score with a title; NaN is "-".
+
+    If the console is too narrow for all columns, several tables below each other.
+
+    Args:
+        title: above the table.
+        headings: by name of the score, as in ``scores.json``.
+        by_step: a value for each name, after each step.
+        console: where to print.
+    """
+    steps = [str(step) for step in range(1, len(by_step) + 1)]
+    columns = []
+    for name, (heading, spec) in headings.items():
+        if heading:
+            values = ["-" if math.isnan(row[name]) else format(row[name], spec) for row in by_step]
+            width = max(map(len, (*heading.split(), *values)))
+            columns.append((width, Text("\n".join(textwrap.wrap(heading, width))), values))
+    console.print(Text(title, style="table.title"), soft_wrap=True)
+    while columns:
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        left, cells = console.width - len("step"), [steps]
+        table.add_column("step", vertical="bottom")
+        while columns and (columns[0][0] < left or len(cells) == 1):
+            width, heading, values = columns.pop(0)
+            table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
+            cells.append(values)
+            left -= width + 1
+        for row in zip(*cells, strict=True):
+            table.add_row(*row)
+        console.print(table)
+        console.print()
 
 
-def best_of(module) -> str:
-    """What a title says of several starts."""
-    return f", the best of {module.num_starts} starts" if module.num_starts > 1 else ""
+@dataclass(frozen=True)
+class Place:
+    """Where something lies, and what it is called on the screen."""
+
+    label: str
+    where: object
 
 
-def print_places(places: Mapping[str, object], console: Console) -> None:
-    """Where things lie, a line each, never cut."""
-    width = max(map(len, places))
-    for name, place in places.items():
-        console.print(f"{name:>{width}}  {place}", soft_wrap=True, highlight=False, markup=False)
+def print_places(places: Iterable[Place], console: Console) -> None:
+    """Print a line for each place, never cut."""
+    places = list(places)
+    width = max(len(place.label) for place in places)
+    for place in places:
+        console.print(f"{place.label:>{width}}  {place.where}", soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Stopping in good time when a cluster asks for it, and going on later."""
+"""How a run stops in time when a cluster asks it to, so that it can go on later."""
 
 import logging
 import os
@@ -32,13 +32,13 @@ class Preempted(SIGTERMException):
 class StopOnSignal(pl.Callback):
     """Stops training after the step in which SIGTERM, SIGUSR1 or SIGUSR2 comes, in all processes alike.
 
-    In place of Lightning's own handlers, which save within a step and let the processes of a DDP run stop
-    at different ones. A signal that comes just before or within a validation, or while gradients accumulate, waits
-    for the step after, so that a run that goes on has the scores and weights of an undisturbed one. With several
-    processes it is looked for every ``log_every_n_steps`` steps (50 where nothing is logged), as they have to agree.
+    It replaces Lightning's own handlers, which save within a step and let the processes of a DDP run stop at different
+    steps. If a signal comes just before or within a validation, or while gradients accumulate, the run stops after the
+    next step, so that it has the scores and weights of an undisturbed one when it goes on. Several processes look for
+    a signal every ``log_every_n_steps`` steps (every 50 if nothing is logged), as they have to agree.
 
     Raises:
-        Preempted: for :class:`~nem_lightning.training.callbacks.CheckpointOnInterrupt`, and :func:`leave`.
+        Preempted: for :class:`~nem_lightning.training.callbacks.CheckpointOnInterrupt`, and :func:`exit_after_signal`.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -61,7 +61,7 @@ class StopOnSignal(pl.Callback):
 
     @staticmethod
     def _validation_comes_next(trainer: pl.Trainer, batch_idx: int) -> bool:
-        every = trainer.val_check_batch  # None where it is the clock that says so
+        every = trainer.val_check_batch  # None if the clock says so
         done = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
         return every is not None and (done + 1) % every == 0
 
@@ -77,14 +77,15 @@ class StopOnSignal(pl.Callback):
             raise Preempted(received)
 
 
-def leave(stop: SIGTERMException) -> NoReturn:
-    """End the process after a signal; before a time limit (SIGUSR1, SIGUSR2), have SLURM start the job again.
+def exit_after_signal(stop: SIGTERMException) -> NoReturn:
+    """End the process after a signal; at the end of a time limit (SIGUSR1, SIGUSR2), have SLURM start the job again.
 
-    A job that is preempted (SIGTERM) is started again by SLURM itself.
+    SLURM itself starts a job again that it preempts (SIGTERM).
 
     Raises:
-        SystemExit: always, but for a job that SLURM does not take again (``CalledProcessError``), or that submitit has
-            started again ``max_num_timeout`` times (``UncompletedJobError``).
+        SystemExit: in all other cases than these two.
+        CalledProcessError: SLURM does not take the job again.
+        UncompletedJobError: submitit has started the job again ``max_num_timeout`` times.
     """
     number = stop.number if isinstance(stop, Preempted) else signal.SIGTERM
     if number != signal.SIGTERM:

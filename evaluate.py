@@ -5,8 +5,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from nem_lightning.errors import require
-from nem_lightning.runs import command_line, resolvers
+from nem_lightning.runs import command_line
 from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import SCORES, RunFolder
 
@@ -14,7 +15,6 @@ from nem_lightning.runs.folder import SCORES, RunFolder
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Compose, then evaluate."""
-    resolvers.register()  # a job of a sweep imports what this function mentions, see there
     with RunFolder(config.paths.run_dir) as folder, command_line.one_line_errors():
         evaluate(config, folder)
 

@@ -8,7 +8,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from nem_lightning.runs import command_line, resolvers, sweeps
+import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
+from nem_lightning.runs import command_line, sweeps
 from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import RunFolder
 
@@ -17,9 +18,12 @@ from nem_lightning.runs.folder import RunFolder
 def main(config: DictConfig) -> float:
     """Compose, then train. Returns the best score that the checkpoints watch, for sweepers; NaN from a run that
     failed in a sweep."""
-    resolvers.register()  # a job of a sweep imports what this function mentions, see there
     sweeps.join_processes_of_job()
-    with sweeps.keep_going_without_failed_run(), RunFolder(config.paths.run_dir) as folder, command_line.one_line_errors():
+    with (
+        sweeps.keep_going_without_failed_run(),
+        RunFolder(config.paths.run_dir) as folder,
+        command_line.one_line_errors(),
+    ):
         sweeps.require_no_replay(config)
         return train(config, folder)
     return float("nan")

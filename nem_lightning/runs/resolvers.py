@@ -1,8 +1,6 @@
 """What the configs may call, as in ``${cuda_or_cpu:}``: importing this module registers it. It imports no PyTorch.
 
-A job of a sweep needs the resolvers before it calls ``main`` of ``train.py`` or ``evaluate.py``, to name the run's
-folder. The job gets ``main`` by value and imports the modules that ``main`` mentions; hence ``main`` calls
-:func:`register`, and so the job imports this module in time.
+Hydra itself hands the registered resolvers on to the jobs of a sweep.
 """
 
 from pathlib import Path
@@ -12,12 +10,6 @@ from omegaconf import OmegaConf
 
 from nem_lightning.errors import InputError
 from nem_lightning.runs.sweeps import in_sweep, name_of_run
-
-
-def register() -> None:
-    """Register the resolvers with OmegaConf; again changes nothing."""
-    for resolver in (cuda_or_cpu, folder_name, sweep_name, run_in_sweep, tasks_per_node, gpus_per_node):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 def cuda_or_cpu() -> str:
@@ -60,4 +52,5 @@ def gpus_per_node(trainer: str, devices: object) -> int | None:
     return None if trainer == "cpu" else tasks_per_node(devices)
 
 
-register()
+for resolver in (cuda_or_cpu, folder_name, sweep_name, run_in_sweep, tasks_per_node, gpus_per_node):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

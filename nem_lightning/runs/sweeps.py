@@ -81,16 +81,20 @@ def keep_going_without_killed_jobs() -> Iterator[None]:
     """Let a sweep of jobs go on if a job is killed and leaves no result, for as long as the block runs.
 
     submitit offers no way to say so: ``Job.results`` is replaced, and put back at the end of the block.
+
+    Raises:
+        SystemExit: with status 1, at the end of the block, if a job was killed.
     """
     from submitit.core.core import Job
     from submitit.core.utils import UncompletedJobError
 
-    original = Job.results
+    original, killed = Job.results, []
 
     def results(job: Job) -> list[JobReturn]:
         try:
             return original(job)
         except UncompletedJobError as error:
+            killed.append(job)
             log.error("job %s was killed; its output is in %s", job.job_id, job.paths.folder)
             if _ends_at_failures():
                 return [JobReturn(status=JobStatus.COMPLETED, _return_value=float("nan"))]
@@ -101,6 +105,8 @@ def keep_going_without_killed_jobs() -> Iterator[None]:
         yield
     finally:
         Job.results = original
+    if killed:
+        sys.exit(1)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Line:
     Attributes:
         label: in legends.
         colour: a CSS variable, such as ``--c0``.
-        dashed: where there are more lines than colours.
+        dashed: if there are more lines than colours.
         seeds: y by x, of each seed.
         name: the CSS class of what is drawn.
     """
@@ -76,7 +76,7 @@ def draw(
         x_label: of the axis, with its unit.
         y_label: of the axis, with its unit.
         log_x: logarithmic axis.
-        log_y: logarithmic axis, where all is positive and spans a factor of more than 5.
+        log_y: logarithmic axis, if all is positive and spans a factor of more than 5.
         dots: one for each value.
         means: the lines and their bands.
     """
@@ -104,7 +104,7 @@ def draw(
         xs = np.array(sorted({x for line in lines for seed in line.seeds for x in seed}), dtype=float)
         places = np.log(xs) if log_x else xs
         if len(xs) <= 8 and np.diff(places).min(initial=np.inf) > 0.07 * np.ptp(places):
-            ax.set_xticks(xs)  # the values themselves, where their numbers have room
+            ax.set_xticks(xs)  # the values themselves, if their numbers have room
         elif not log_x:
             ax.xaxis.set_major_locator(MaxNLocator(integer=bool((xs == xs.round()).all()), nbins=8))
         file = io.StringIO()

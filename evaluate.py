@@ -7,6 +7,7 @@ from rich.console import Console
 
 from nem_lightning.errors import require
 from nem_lightning.runs import command_line
+from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import SCORES, RunFolder
 
 
@@ -19,30 +20,34 @@ def main(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig, folder: RunFolder) -> None:
     """Load, instantiate, test."""
-    from nem_lightning import figures
+    from nem_lightning import figures  # here, so that --help need not wait for them
     from nem_lightning.datamodules.base import STAGES
-    from nem_lightning.training import checkpoints  # here, so that --help need not wait for them
+    from nem_lightning.training import checkpoints
 
     require(config.ckpt_path is not None, "ckpt_path: must be given, the checkpoint to score")
     require(config.split in STAGES, f"split={config.split}: must be one of {', '.join(STAGES)}")
     command_line.set_seed(config.seed)
     sizes = {name: config[name] for name in ("num_components", "num_steps", "num_starts")}
-    module = checkpoints.load(config.ckpt_path, **sizes, trusted=config.trusted)
-    module.seed = config.seed
+    scores = instantiate(config.scores)
+    module = checkpoints.load_module(config.ckpt_path, scores, config.seed, config.trusted, **sizes)
     datamodule = instantiate(config.data)
-    module.check_images(datamodule)
+    module.model.check_images(datamodule.image_shape, datamodule.binary)
     datamodule.prepare_data()
-    images = datamodule.eval_dataloader(config.split)  # what is wrong with the data is said before the folder is taken
+    images = datamodule.eval_dataloader(config.split)  # errors in the data are said before the folder is taken
     folder.claim(OmegaConf.to_container(config, resolve=True), again=False)
     trainer = instantiate(config.trainer, logger=False)
     trainer.test(module, images, verbose=False)
 
-    folder.finish({"ckpt_path": str(config.ckpt_path), **command_line.test_scores(module, config.split)})
-    pictures = figures.save(module, next(iter(images)), folder.path, f"{config.split} images")
+    pictures = figures.save(
+        module.model, next(iter(images)), module.generator("test", 0), folder.path, f"{config.split} images"
+    )
+    found = {"ckpt_path": str(config.ckpt_path), **command_line.scores_of_test(module, config.split)}
+    folder.finish(found)
     console = Console()
-    title = f"K={module.num_components}, {config.split} images, by EM step{command_line.best_of(module)}"
-    command_line.print_scores_by_step(title, module.test_scores_by_step, console)
-    command_line.print_places({"scores": folder.path / SCORES, **pictures}, console)
+    title = f"K={module.model.num_components}, {config.split} images, by EM step"
+    command_line.print_saved_scores(title, found, console)
+    places = [Place("scores", folder.path / SCORES), *command_line.places_of(pictures)]
+    command_line.print_places(places, console)
 
 
 if __name__ == "__main__":

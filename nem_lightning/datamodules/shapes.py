@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import torch
 
-from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
+from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
 from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
 
@@ -53,7 +53,13 @@ def generate(count: int, size: int, num_objects: int, rng: np.random.Generator) 
     return (covers > 0).astype(np.uint8), np.where(covers == 1, groups, 0).astype(np.uint8)
 
 
-class ShapesDataModule(ImagesDataModule):
+def stills(images: np.ndarray, groups: np.ndarray) -> TensorFrames:
+    """Give binary images (N, H, W) and their groups (N, H, W) as frames of uint8, F = 1 and C = 1."""
+    frames = torch.from_numpy(images.astype(np.uint8))[:, None, None]
+    return TensorFrames(frames, torch.from_numpy(groups.astype(np.uint8))[:, None])
+
+
+class ShapesDataModule(FramesDataModule):
     """Binary images of three overlapping shapes each, generated from a seed.
 
     The set is kept in ``data_dir`` in the published HDF5 layout: groups ``training``, ``validation``,
@@ -128,7 +134,7 @@ class ShapesDataModule(ImagesDataModule):
                         shuffle=True,
                     )
 
-    def load(self, stage: str) -> TensorImages:
+    def load(self, stage: str) -> TensorFrames:
         split = self.splits[stage]
         size = self.image_shape[1]
         try:
@@ -151,6 +157,4 @@ class ShapesDataModule(ImagesDataModule):
             bool(np.isin(images, (0, 1)).all()),
             f"{self.path}: {split!r} has pixels other than 0 and 1; Bernoulli models need binary images",
         )
-        return TensorImages(
-            torch.from_numpy(images.astype(np.uint8)).unsqueeze(1), torch.from_numpy(labels.astype(np.uint8))
-        )
+        return stills(images, labels)

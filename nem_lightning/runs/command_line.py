@@ -7,8 +7,10 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
@@ -19,6 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count
+from nem_lightning.headings import Heading
+
+if TYPE_CHECKING:
+    from nem_lightning.figures import Pictures
+    from nem_lightning.training.module import GroupingModule
 
 # Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
@@ -87,47 +94,58 @@ def set_seed(seed: int) -> None:
     seed_everything(seed, verbose=False)
 
 
-def test_scores(module, split: str) -> dict[str, object]:
-    """What ``scores.json`` says of the images that ``module`` was tested on."""
+def scores_of_test(module: "GroupingModule", split: str) -> dict[str, Any]:
+    """Give what ``scores.json`` says of the images that ``module`` was tested on."""
+    scores, model = module.test_scores, module.model
+    assert scores is not None  # it was tested
     return {
         "split": split,
-        "num_images": module.test_images,
-        "num_components": module.num_components,
-        "num_starts": module.num_starts,
+        "num_images": scores.num_images,
+        "unscored_images": scores.unscored_images,
+        "num_components": model.num_components,
+        "num_steps": model.num_steps,
+        "num_starts": model.num_starts,
         "seed": module.seed,
-        "by_step": module.test_scores_by_step,
+        "headings": {name: list(heading) for name, heading in scores.headings.items()},
+        "by_step": scores.by_step,
     }
 
 
-COLUMNS = {
-    "ami_max": "AMI\nmax",
-    "ami_arithmetic": "AMI\narithmetic",
-    "ari": "ARI\n",
-    "reconstruction_error": "reconstr.\nerror",
-    "confidence": "confi-\ndence",
-    "loss": "loss\n(nats)",
-    "log_likelihood": "log lik.\n(nats)",
-}
+def print_saved_scores(title: str, scores: Mapping[str, Any], console: Console) -> None:
+    """Print what ``scores.json`` holds, a row a step."""
+    starts = f", the best of {scores['num_starts']} starts" if scores["num_starts"] > 1 else ""
+    headings = {name: Heading(*heading) for name, heading in scores["headings"].items()}
+    print_scores_by_step(title + starts, headings, scores["by_step"], console)
 
 
-def print_scores_by_step(title: str, scores: list[dict[str, float]], console: Console) -> None:
-    """A row a step, a column a score: as on :class:`~nem_lightning.scores.collection.StepScores`."""
-    table = Table("step\n", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in COLUMNS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+def print_scores_by_step(
+    title: str, headings: Mapping[str, Heading], scores: list[dict[str, float]], console: Console
+) -> None:
+    """A row a step, a column a score."""
+    table = Table("step", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = {name: heading for name, heading in headings.items() if heading.title}
+    for heading in shown.values():
+        table.add_column(heading.title, justify="right", vertical="bottom")
     for step, row in enumerate(scores, start=1):
-        nats = ("loss", "log_likelihood")
-        table.add_row(str(step), *(f"{row[name]:.5g}" if name in nats else f"{row[name]:.4f}" for name in COLUMNS))
+        table.add_row(str(step), *(format(row[name], heading.format) for name, heading in shown.items()))
     console.print(table)
 
 
-def best_of(module) -> str:
-    """What a title says of several starts."""
-    return f", the best of {module.num_starts} starts" if module.num_starts > 1 else ""
+@dataclass(frozen=True)
+class Place:
+    """Where something lies, with the label that it is printed with."""
+
+    label: str
+    where: object
 
 
-def print_places(places: Mapping[str, object], console: Console) -> None:
-    """Where things lie, a line each, never cut."""
-    width = max(map(len, places))
-    for name, place in places.items():
-        console.print(f"{name:>{width}}  {place}", soft_wrap=True, highlight=False, markup=False)
+def places_of(pictures: "Pictures") -> list[Place]:
+    """Label the pictures of a model's groupings."""
+    return [Place("groupings by step", pictures.groupings), Place("gallery", pictures.gallery)]
+
+
+def print_places(places: Sequence[Place], console: Console) -> None:
+    """Print where things lie, a line each, never cut."""
+    width = max(len(place.label) for place in places)
+    for place in places:
+        console.print(f"{place.label:>{width}}  {place.where}", soft_wrap=True, highlight=False, markup=False)

@@ -20,23 +20,23 @@ from nem_lightning import figures
 from nem_lightning.errors import InputError, NonFiniteLoss, require
 from nem_lightning.files import atomic_file
 from nem_lightning.training import checkpoints
-from nem_lightning.training.module import TRAINING, NeuralEMModule
+from nem_lightning.training.module import GroupingModule
 
 log = logging.getLogger(__name__)
 
 
-def require_known_monitors(callbacks: Mapping[str, pl.Callback], module: NeuralEMModule) -> None:
-    """Raise :class:`~nem_lightning.errors.InputError` where a callback watches a score that is not logged.
+def require_known_monitors(callbacks: Mapping[str, pl.Callback], module: GroupingModule) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` if a callback watches a score that is not logged.
 
-    With a module or callbacks of other packages, which may log scores of their own, nothing is said.
+    Modules, models and callbacks of other packages may log scores of their own, so with them nothing is refused.
 
     Args:
         callbacks: by their names under ``callbacks`` in the configuration.
         module: what logs.
     """
-    packages = {type(part).__module__.partition(".")[0] for part in (module, *callbacks.values())}
+    packages = {type(part).__module__.partition(".")[0] for part in (module, module.model, *callbacks.values())}
     if packages <= {"nem_lightning", "pytorch_lightning"}:
-        known = [f"val/{name}" for name in module.val_scores.names] + [f"train/{name}" for name in TRAINING]
+        known = module.logged_names
         for name, callback in callbacks.items():
             monitor = getattr(callback, "monitor", None)
             require(
@@ -168,11 +168,25 @@ class CheckpointOnInterrupt(pl.Callback):
             )
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """Let the next validation start at its first batch: within an epoch, Lightning would go on after the
-        batches of the validation before, and score none."""
-        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.val_loop.batch_progress")
-        if progress is not None:
-            progress["current"] = dict.fromkeys(progress["current"], 0)
+        """Let the next validation start at its first batch.
+
+        Within an epoch, Lightning would go on after the batches of the validation before, and score none:
+        https://github.com/Lightning-AI/pytorch-lightning/issues/19549. Lightning has no public way to change this.
+
+        Raises:
+            RuntimeError: this version of Lightning saves its progress elsewhere.
+        """
+        if "loops" not in checkpoint:  # weights alone
+            return
+        try:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]
+        except KeyError as error:
+            raise RuntimeError(
+                f"Lightning {pl.__version__} saves no {error} in its checkpoints; CheckpointOnInterrupt must be "
+                "changed to start validations at their first batch (Lightning issue 19549)"
+            ) from error
+        for name in progress:
+            progress[name] = 0
 
 
 class LogGroupings(pl.Callback):
@@ -199,10 +213,11 @@ class LogGroupings(pl.Callback):
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         if not loggers or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        image, groups = self._batch["image"], self._batch["groups"]
+        assert isinstance(pl_module, GroupingModule)
+        frames, groups = self._batch["frames"], self._batch["groups"]
         with torch.no_grad():
-            trajectory = pl_module(image, generator=pl_module.generator("val", 0))
-        pictures = [figures.groupings(image, groups, trajectory, index) for index in range(len(image))]
+            trajectory = pl_module(frames, generator=pl_module.generator("val", 0))
+        pictures = [figures.groupings(frames, groups, trajectory, index) for index in range(len(frames))]
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 import wandb
@@ -220,11 +235,12 @@ class LogScoresByStep(pl.Callback):
     in which runs can be compared."""
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GroupingModule) and pl_module.test_scores is not None
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 with _surviving(logger):
                     logger.experiment.define_metric("by_step/*", step_metric="by_step/step")
-                    for step, scores in enumerate(pl_module.test_scores_by_step, start=1):
+                    for step, scores in enumerate(pl_module.test_scores.by_step, start=1):
                         row = {f"by_step/{name}": score for name, score in scores.items()}
                         logger.experiment.log({"by_step/step": step, **row})
 

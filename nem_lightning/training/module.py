@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from nem_lightning.datamodules.base import Batch
@@ -63,7 +64,8 @@ class GroupingModule(pl.LightningModule):
         self.decay = decay
         self.seed = seed
         self.val_set = ScoreSet(scores or {}, model)
-        self.test_sets = nn.ModuleList(ScoreSet(scores or {}, model) for _ in range(model.num_steps))
+        self._test_sets = [ScoreSet(scores or {}, model) for _ in range(model.num_steps)]
+        self.test_sets = nn.ModuleList(self._test_sets)  # so that they move with the module
         self.test_scores: TestScores | None = None
         self._learning_rates: list[float] | None = None  # a group of parameters each
 
@@ -92,7 +94,7 @@ class GroupingModule(pl.LightningModule):
         digest = hashlib.blake2b(key, digest_size=8).digest()
         return torch.Generator(self.device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer | dict | None:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and, if the learning rate decays, its schedule."""
         if self.optimizer is None:
             return None
@@ -112,7 +114,7 @@ class GroupingModule(pl.LightningModule):
         if self._learning_rates is None or len(schedules) != int(self.decay):  # a subclass has its own
             return
         for schedule in schedules:
-            schedule.base_lrs = self._learning_rates
+            schedule.base_lrs = [*self._learning_rates]
         decayed = self._decayed(schedules[0].last_epoch) if schedules else 1.0
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._learning_rates, strict=False):
             group["lr"] = rate * decayed
@@ -129,18 +131,18 @@ class GroupingModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         generator = self.generator("train", self.current_epoch, batch_idx)
         loss = self.model.training_loss(batch["frames"], epoch=self.current_epoch, generator=generator)
-        every = self.trainer.log_every_n_steps  # 0: never
+        every = self.trainer.log_every_n_steps  # 0: never  # pyright: ignore[reportAttributeAccessIssue]
         if every and (self.global_step + 1) % every == 0:  # the others' would not be written
-            self._log_training(batch["frames"], loss)
+            self._log_training(batch["frames"], loss)  # pyright: ignore[reportCallIssue]  # of compiler.disable
         return loss.total
 
     @torch.compiler.disable
-    @torch.no_grad()
     def _log_training(self, frames: Tensor, loss: TrainingLoss) -> None:
-        target, last = frame_pair(frames, self.model.num_steps)[1], loss.last()
-        values = {**self.model.report(target, last), "loss": loss.total.detach()}
-        if last.reconstruction is not None:
-            values["reconstruction_error"] = (target - last.reconstruction).square().mean()
+        with torch.no_grad():
+            target, last = frame_pair(frames, self.model.num_steps)[1], loss.last()
+            values = {**self.model.report(target, last), "loss": loss.total.detach()}
+            if last.reconstruction is not None:
+                values["reconstruction_error"] = (target - last.reconstruction).square().mean()
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss")
 
@@ -157,17 +159,17 @@ class GroupingModule(pl.LightningModule):
             self.log(f"val/{name}", value.float(), prog_bar=name == "ami_max", sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
-        for scores in self.test_sets:
+        for scores in self._test_sets:
             scores.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         groupings = self.model.groupings(batch["frames"], generator=self.generator("test", batch_idx))
-        for step, (scores, grouping) in enumerate(zip(self.test_sets, groupings, strict=True), start=1):
+        for step, (scores, grouping) in enumerate(zip(self._test_sets, groupings, strict=True), start=1):
             self._score(scores, batch, step, grouping)
 
     def on_test_epoch_end(self) -> None:
-        by_step = [scores.compute() for scores in self.test_sets]
-        images, unscored = self.test_sets[-1].images.compute()
+        by_step = [scores.compute() for scores in self._test_sets]
+        images, unscored = self._test_sets[-1].images.compute()
         self.test_scores = TestScores(
             headings=self.val_set.headings,
             by_step=[{name: value.item() for name, value in step.items()} for step in by_step],

@@ -2,7 +2,7 @@
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
@@ -21,32 +21,33 @@ def main(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig, folder: RunFolder) -> None:
     """Load, instantiate, test."""
-    from nem_lightning import figures
+    from nem_lightning import figures  # here, so that --help need not wait for them
     from nem_lightning.datamodules.base import STAGES
-    from nem_lightning.training import checkpoints  # here, so that --help need not wait for them
+    from nem_lightning.training import checkpoints
 
     require(config.ckpt_path is not None, "ckpt_path: must be given, the checkpoint to score")
     require(config.split in STAGES, f"split={config.split}: must be one of {', '.join(STAGES)}")
     command_line.set_seed(config.seed)
     sizes = {name: config[name] for name in ("num_components", "num_steps", "num_starts")}
-    module = checkpoints.load(config.ckpt_path, **sizes, trusted=config.trusted)
-    module.seed = config.seed
+    scores = instantiate(config.scores)
+    module = checkpoints.load_module(config.ckpt_path, scores, config.seed, sizes, config.trusted)
     datamodule = instantiate(config.data)
-    module.check_images(datamodule)
+    module.model.check_images(datamodule.image_shape, datamodule.binary)
     datamodule.prepare_data()
-    images = datamodule.eval_dataloader(config.split)  # what is wrong with the data is said before the folder is taken
-    folder.claim(OmegaConf.to_container(config, resolve=True), again=False)
+    images = datamodule.eval_dataloader(config.split)  # errors in the data are said before the folder is taken
+    folder.claim(command_line.plain(config), again=False)
     trainer = instantiate(config.trainer, logger=False)
     trainer.test(module, images, verbose=False)
 
-    scores = command_line.scores_of_test(module, config.split)
-    folder.finish({"ckpt_path": str(config.ckpt_path), **scores})
-    pictures = figures.save(module, next(iter(images)), folder.path, f"{config.split} images")
+    pictures = figures.save(
+        module.model, next(iter(images)), module.generator("test", 0), folder.path, f"{config.split} images"
+    )
+    found = {"ckpt_path": str(config.ckpt_path), **command_line.scores_of_test(module, config.split)}
+    folder.finish(found)
     console = Console()
-    best_of = command_line.best_of(scores["num_starts"])
-    title = f"K={scores['num_components']}, {config.split} images, by EM step{best_of}"
-    command_line.print_scores_by_step(title, scores["headings"], scores["by_step"], console)
-    places = [Place("scores", folder.path / SCORES), *(Place(*picture) for picture in pictures.items())]
+    title = f"K={module.model.num_components}, {config.split} images, by EM step"
+    command_line.print_saved_scores(title, found, console)
+    places = [Place("scores", folder.path / SCORES), *command_line.places_of(pictures)]
     command_line.print_places(places, console)
 
 

@@ -1,11 +1,11 @@
 """Train N-EM or RNN-EM: ``python train.py --help``."""
 
 import sys
-from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
@@ -33,28 +33,28 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     """Instantiate, fit, test. A run that was stopped goes on, one that is finished is left as it is."""
     from pytorch_lightning.utilities import rank_zero_only  # here, so that --help need not wait for it
 
+    from nem_lightning import figures
     from nem_lightning.training import checkpoints
     from nem_lightning.training.callbacks import require_known_monitors
 
+    first = rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
     command_line.set_seed(config.seed)
     datamodule = instantiate(config.data)
-    module = instantiate(config.model)
-    module.check_images(datamodule)
-    if config.ckpt_path is not None:
-        checkpoints.weights(
-            checkpoints.read_run(config.ckpt_path), module, config.ckpt_path
-        )  # raises if they do not fit
-    plain_config = OmegaConf.to_container(config, resolve=True)
+    config.pixels = {"shape": list(datamodule.image_shape), "binary": datamodule.binary}
+    module = checkpoints.build(config.model, config.module, instantiate(config.scores), instantiate(config.optimizer))
+    module.model.check_images(datamodule.image_shape, datamodule.binary)
+    if config.ckpt_path is not None:  # raises if the weights do not fit
+        checkpoints.weights(checkpoints.read_run(config.ckpt_path), module, config.ckpt_path)
+    plain_config = command_line.plain(config)
     callbacks = instantiate(config.callbacks)
     require_known_monitors(callbacks, module)
-    if rank_zero_only.rank == 0:
-        datamodule.prepare_data()  # what is wrong with the data is said before a run is started
+    if first:
+        datamodule.prepare_data()  # errors in the data are said before a run is started
         folder.claim(plain_config)
-    console = Console(quiet=rank_zero_only.rank != 0)
+    console = Console(quiet=not first)
     places = [Place("run folder", config.paths.run_dir)]
     if (scores := folder.scores()) is not None:
-        title = "Finished before. Test scores, by EM step"
-        command_line.print_scores_by_step(title, scores["headings"], scores["by_step"], console)
+        command_line.print_saved_scores("Finished before. Test scores, by EM step", scores, console)
         command_line.print_places(places, console)
         return _number(scores["best_score"])
     newest = folder.newest_checkpoint(config.ckpt_path)
@@ -68,46 +68,48 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         )
         for logger in loggers:
             logger.log_hyperparams(plain_config)
-        places += runs(trainer)
-        command_line.print_places([*places, *([Place("goes on from", newest)] if newest else [])], console)
-        trainer.fit(module, datamodule, ckpt_path=newest, weights_only=True)
-        epochs = trainer.current_epoch
-        saver = trainer.checkpoint_callback
-        best = saver.best_model_path if saver is not None else ""
+        places += [Place("W&B run", logger.where()) for logger in loggers if hasattr(logger, "where")][:1]
+        goes_on = [Place("goes on from", newest)] if newest else []
+        command_line.print_places(places + goes_on, console)
+        if module.has_weights:
+            trainer.fit(module, datamodule, ckpt_path=newest, weights_only=True)
+        fitted = fit_facts(trainer)
+        best = fitted["ckpt_path"]
         trainer.test(module, datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
-        watched = saver.best_model_score if best else None  # None, too, where the checkpoints watch no score
-        best_score = None if watched is None else watched.item()
         if trainer.is_global_zero:
+            batch = next(iter(datamodule.test_dataloader()))
+            generator = module.generator("test", 0)
+            pictures = figures.save(module.model, batch, generator, folder.path, "test images")
+            scores = {**fitted, **command_line.scores_of_test(module, "test")}
+            folder.finish(scores)
+            command_line.print_saved_scores("Test scores, by EM step", scores, console)
             places.append(Place("best checkpoint", best or "none saved, scores are of the last weights"))
-            scores = command_line.scores_of_test(module, "test")
-            summarise(module, datamodule, scores, folder.path, places, console)
-            folder.finish({"ckpt_path": best, "best_score": best_score, "epochs": epochs, **scores})
-        return _number(best_score)
+            command_line.print_places(places + command_line.places_of(pictures), console)
+        return _number(fitted["best_score"])
     finally:
         for logger in loggers:
             if hasattr(logger, "finish"):
                 logger.finish(sys.exc_info()[1])
 
 
-def summarise(module, datamodule, scores, folder: Path, places: list[Place], console: Console) -> None:
-    """Draw what the model finds in test images, and say how good it is and where everything lies."""
-    from nem_lightning import figures
+def fit_facts(trainer) -> dict[str, Any]:
+    """Say what training came to: the best checkpoint and its score, epochs, and seconds over all attempts."""
+    from pytorch_lightning.callbacks import Timer
 
-    batch = next(iter(datamodule.test_dataloader()))
-    pictures = figures.save(module, batch, folder, "test images")
-    title = f"Test scores, by EM step{command_line.best_of(scores['num_starts'])}"
-    command_line.print_scores_by_step(title, scores["headings"], scores["by_step"], console)
-    command_line.print_places([*places, *(Place(*picture) for picture in pictures.items())], console)
+    saver = trainer.checkpoint_callback
+    best = saver.best_model_path if saver is not None else ""
+    watched = saver.best_model_score if saver is not None and best else None  # or None if no score is watched
+    timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)
+    return {
+        "ckpt_path": best,
+        "best_score": None if watched is None else watched.item(),
+        "epochs": trainer.current_epoch,
+        "seconds": None if timer is None else round(timer.time_elapsed("train"), 1),
+    }
 
 
 def _number(score: float | None) -> float:
     return float("nan") if score is None else score
-
-
-def runs(trainer) -> list[Place]:
-    """Where the loggers that know it say that the run is."""
-    where = [logger.where() for logger in trainer.loggers if hasattr(logger, "where")]
-    return [Place("W&B run", where[0])] if where else []
 
 
 if __name__ == "__main__":

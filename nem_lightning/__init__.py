@@ -1,3 +1,43 @@
-"""Neural Expectation Maximization in PyTorch Lightning and Hydra."""
+"""Neural Expectation Maximization in PyTorch Lightning and Hydra.
+
+The names below are imported when they are first used, so that ``import nem_lightning`` stays quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nem_lightning.models.em import NeuralEM as NeuralEM
+    from nem_lightning.models.grouping import Grouping as Grouping
+    from nem_lightning.models.grouping import GroupingModel as GroupingModel
+    from nem_lightning.models.likelihoods import Bernoulli as Bernoulli
+    from nem_lightning.models.likelihoods import Gaussian as Gaussian
+    from nem_lightning.models.losses import NeuralEMLoss as NeuralEMLoss
+    from nem_lightning.models.m_steps import GradientMStep as GradientMStep
+    from nem_lightning.models.m_steps import RecurrentMStep as RecurrentMStep
+    from nem_lightning.training.checkpoints import load as load
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "NeuralEM": "models.em",
+    "Grouping": "models.grouping",
+    "GroupingModel": "models.grouping",
+    "Bernoulli": "models.likelihoods",
+    "Gaussian": "models.likelihoods",
+    "NeuralEMLoss": "models.losses",
+    "GradientMStep": "models.m_steps",
+    "RecurrentMStep": "models.m_steps",
+    "load": "training.checkpoints",
+}
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

@@ -1,15 +1,17 @@
 """Groupings as pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from nem_lightning.models.em import Iterate
+from nem_lightning.models.grouping import Grouping, GroupingModel, frame_pair, groups_of_step
 from nem_lightning.models.m_steps import evaluating
 
 COLOURS = np.array(
@@ -40,25 +42,25 @@ def grouping_colours(responsibilities: Tensor) -> np.ndarray:
 
 
 def groups_colours(groups: Tensor, labels: Tensor) -> np.ndarray:
-    """True groups, each in the colour of the component that covers it; 0 in black.
+    """True groups, each in the colour of the component that covers it; what is not scored is black.
 
     Groups and components are matched one to one, for the most pixels in common.
 
     Args:
-        groups: (H, W), 0 where not scored.
+        groups: (H, W), objects from 1.
         labels: (H, W), the components that pixels belong to most.
 
     Returns:
         (H, W, 3), red, green, blue in [0, 1].
     """
-    groups, labels = groups.cpu().numpy(), labels.cpu().numpy()
-    values = np.unique(groups[groups != 0])  # instance numbers, or class numbers with gaps
-    count = max(labels.max() + 1, len(values))
-    shared = np.array([[np.sum((groups == value) & (labels == k)) for k in range(count)] for value in values])
+    true, found = groups.cpu().numpy(), labels.cpu().numpy()
+    values = np.unique(true[true > 0])  # instance numbers, or class numbers with gaps
+    count = max(found.max() + 1, len(values))
+    shared = np.array([[np.sum((true == value) & (found == k)) for k in range(count)] for value in values])
     matched = linear_sum_assignment(shared.reshape(len(values), count), maximize=True)[1]
-    picture = np.zeros((*groups.shape, 3))
+    picture = np.zeros((*true.shape, 3))
     for value, k in zip(values, matched, strict=True):
-        picture[groups == value] = colours(k + 1)[k]
+        picture[true == value] = colours(k + 1)[k]
     return picture
 
 
@@ -70,28 +72,28 @@ def image_pixels(image: Tensor) -> np.ndarray:
 
 
 def groupings(
-    image: Tensor, groups: Tensor, trajectory: Sequence[Iterate], index: int = 0, caption: str = ""
+    frames: Tensor, groups: Tensor, trajectory: Sequence[Grouping], index: int = 0, caption: str = ""
 ) -> Figure:
-    """The grouping that EM finds in one image, step by step.
+    """Draw the grouping that a model finds in one image or sequence, step by step.
 
-    Top row: the input, its true groups (black: not scored), then the responsibilities after each step,
-    each component in a colour of its own; a true group has the colour of the component that covers it.
-    Below: each component's mean after each step, framed in its colour.
+    A column for each step shows the responsibilities, each component in a colour of its own, and below them each
+    component's mean, framed in its colour. A true group has the colour of the component that covers it, and is black
+    if it is not scored. For a still image, two columns before the steps show the input and its true groups; for a
+    sequence, two rows above the responsibilities show the frame that the step explains and its true groups.
 
     Args:
-        image: (B, C, H, W), values in [0, 1].
-        groups: (B, H, W), 0 where not scored.
-        trajectory: the iterates after steps 1 to T for the batch.
+        frames: (B, F, C, H, W), values in [0, 1].
+        groups: (B, F, H, W), objects from 1.
+        trajectory: the groupings after steps 1 to T for the batch.
         index: which image of the batch.
         caption: the figure's title.
-
-    Returns:
-        A matplotlib figure; save it with ``savefig``.
     """
-    num_components = trajectory[0].mean.shape[1]
-    columns, rows = len(trajectory) + 2, num_components + 1
-    figure = Figure(figsize=(0.95 * columns + 0.3, 0.95 * rows + 0.55), layout="constrained", dpi=120)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    num_components = trajectory[0].responsibilities.shape[1]
+    is_still = frames.shape[1] == 1
+    first_column, found_row = (2, 0) if is_still else (1, 2)
+    num_means = num_components if trajectory[0].mean is not None else 0
+    rows, columns = found_row + 1 + num_means, first_column + len(trajectory)
+    figure = _figure(1.05 * columns, 1.05 * rows + 0.5)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -102,80 +104,99 @@ def groupings(
         if title is not None:
             axes[row, column].set_title(title, fontsize=9)
 
-    show(0, 0, image_pixels(image[index]), "input")
-    show(0, 1, groups_colours(groups[index], trajectory[-1].labels[index]), "true groups")
-    for step, iterate in enumerate(trajectory, start=1):
-        show(0, step + 1, grouping_colours(iterate.responsibilities[index, :, 0]), f"step {step}")
-        for k, colour in enumerate(colours(num_components)):
-            show(k + 1, step + 1, image_pixels(iterate.mean[index, k]))
-            axes[k + 1, step + 1].spines[:].set(visible=True, color=colour, linewidth=1.5)
-    for k, colour in enumerate(colours(num_components)):
-        axes[k + 1, 1].text(
-            0.95,
-            0.5,
-            f"mean {k + 1}",
-            color=colour,
-            fontsize=9,
-            ha="right",
-            va="center",
-            transform=axes[k + 1, 1].transAxes,
-        )
+    def label(row: int, text: str, colour: object = "black") -> None:
+        ax = axes[row, first_column - 1]
+        ax.text(0.95, 0.5, text, color=colour, fontsize=9, ha="right", va="center", transform=ax.transAxes)
+
+    if is_still:
+        show(0, 0, image_pixels(frames[index, 0]), "input")
+        show(0, 1, groups_colours(groups[index, 0], trajectory[-1].labels[index]), "true groups")
+    else:
+        for row, text in enumerate(("frame", "true groups", "found")):
+            label(row, text)
+    for step, grouping in enumerate(trajectory, start=1):
+        column = first_column + step - 1
+        if not is_still:
+            show(0, column, image_pixels(frame_pair(frames, step)[1][index]), f"step {step}")
+            show(1, column, groups_colours(groups_of_step(groups, step)[index], grouping.labels[index]))
+        found = grouping_colours(grouping.responsibilities[index, :, 0])
+        show(found_row, column, found, f"step {step}" if is_still else None)
+        for k, colour in enumerate(colours(num_means), start=1):
+            assert grouping.mean is not None
+            show(found_row + k, column, image_pixels(grouping.mean[index, k - 1]))
+            axes[found_row + k, column].spines[:].set(visible=True, color=colour, linewidth=1.5)
+    for k, colour in enumerate(colours(num_means), start=1):
+        label(found_row + k, f"mean {k}", colour)
     if caption:
         figure.suptitle(caption, fontsize=10)
     return figure
 
 
-def gallery(image: Tensor, groups: Tensor, iterate: Iterate, count: int = 12, caption: str = "") -> Figure:
-    """What EM finds in several images: for each, the input, its true groups and the grouping after one step.
+def gallery(image: Tensor, groups: Tensor, grouping: Grouping, count: int = 12, caption: str = "") -> Figure:
+    """Draw what a model finds in several images: for each, the input, its true groups and the grouping after one step.
 
     Args:
-        image: (B, C, H, W), values in [0, 1].
-        groups: (B, H, W), 0 where not scored.
-        iterate: after the step, for the batch.
+        image: (B, C, H, W), values in [0, 1]; of a sequence, the frame that the step explains.
+        groups: (B, H, W), objects from 1.
+        grouping: after the step, for the batch.
         count: how many images, the first of the batch.
         caption: the figure's title.
     """
     count = min(count, len(image))
-    figure = Figure(figsize=(1.1 * count + 0.8, 3.9), layout="constrained", dpi=120)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure = _figure(1.1 * count + 0.8, 3.9)
     axes = figure.subplots(3, count, squeeze=False)
     for column in range(count):
         rows = (
             image_pixels(image[column]),
-            groups_colours(groups[column], iterate.labels[column]),
-            grouping_colours(iterate.responsibilities[column, :, 0]),
+            groups_colours(groups[column], grouping.labels[column]),
+            grouping_colours(grouping.responsibilities[column, :, 0]),
         )
         for ax, picture in zip(axes[:, column], rows, strict=True):
             ax.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set(visible=False)
-    for ax, label in zip(axes[:, 0], ("input", "true groups", "found"), strict=True):
-        ax.set_ylabel(label, fontsize=10)
+    for ax, text in zip(axes[:, 0], ("input", "true groups", "found"), strict=True):
+        ax.set_ylabel(text, fontsize=10)
     if caption:
         figure.suptitle(caption, fontsize=10)
     return figure
 
 
-def save(module, batch: dict[str, Tensor], folder: Path, name: str) -> dict[str, Path]:
-    """Draw what a module finds in the first images of a batch: ``groupings.png`` and ``gallery.png``.
+def _figure(width: float, height: float) -> Figure:
+    """Make a figure of pictures that lie close together; sizes in inches."""
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    return Figure(figsize=(width, height), layout=layout, dpi=120)
+
+
+class Pictures(NamedTuple):
+    """Where the pictures of a model's groupings are."""
+
+    groupings: Path
+    """One image, step by step."""
+    gallery: Path
+    """Several images after the last step."""
+
+
+def save(
+    model: GroupingModel, batch: Mapping[str, Tensor], generator: torch.Generator, folder: Path, name: str
+) -> Pictures:
+    """Draw what a model finds in the first images of a batch: ``groupings.png`` and ``gallery.png``.
 
     Args:
-        module: a :class:`~nem_lightning.training.module.NeuralEMModule`.
-        batch: ``image`` (B, C, H, W) and ``groups`` (B, H, W).
+        model: the model.
+        batch: ``frames`` (B, F, C, H, W) and ``groups`` (B, F, H, W).
+        generator: draws the model's random numbers, on the model's device.
         folder: where the pictures go.
         name: of the images, for the titles.
-
-    Returns:
-        What each picture is, and its path.
     """
-    image, groups = (batch[name][:12].to(module.device) for name in ("image", "groups"))
-    image = image.to(next(module.parameters()).dtype)
-    with torch.no_grad(), evaluating(module):
-        trajectory = module(image, generator=module.generator("test", 0), num_starts=module.num_starts)
-    drawn = {
-        "groupings by step": ("groupings.png", groupings(image, groups, trajectory, caption=f"first of the {name}")),
-        "gallery": ("gallery.png", gallery(image, groups, trajectory[-1], caption=f"{name}, step {len(trajectory)}")),
-    }
-    for file_name, figure in drawn.values():
-        figure.savefig(folder / file_name)
-    return {what: folder / file_name for what, (file_name, _) in drawn.items()}
+    frames, groups = (batch[key][:12].to(generator.device) for key in ("frames", "groups"))
+    weight = next(model.parameters(), None)
+    frames = frames if weight is None else frames.to(weight.dtype)
+    with torch.no_grad(), evaluating(model):
+        trajectory = model(frames, generator=generator)
+    steps = len(trajectory)
+    image, of_image = frame_pair(frames, steps)[1], groups_of_step(groups, steps)
+    pictures = Pictures(folder / "groupings.png", folder / "gallery.png")
+    groupings(frames, groups, trajectory, caption=f"first of the {name}").savefig(pictures.groupings)
+    gallery(image, of_image, trajectory[-1], caption=f"{name}, step {steps}").savefig(pictures.gallery)
+    return pictures

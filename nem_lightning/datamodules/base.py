@@ -1,74 +1,110 @@
-"""What the data sets share: images held in memory, batches cut from them as tensors."""
+"""What the data sets share: frames held in memory, batches cut from them as tensors.
+
+Shapes: N images or sequences, B of them in a batch, F frames, C channels, H by W pixels. A still image has F = 1.
+"""
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
+from pytorch_lightning.loops.progress import _ProcessedTracker
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from nem_lightning.errors import require_count
+from nem_lightning.errors import require, require_count
 
 STAGES = ("train", "val", "test")
+Batch = dict[str, Tensor]
+"""``frames`` (B, F, C, H, W) float32 and ``groups`` (B, F, H, W) int64."""
 
 
-class TensorImages(Dataset):
-    """Images and their groups, in memory; a batch is one indexing of each tensor.
+class TensorFrames(Dataset[Batch]):
+    """Images or sequences and their groups, in memory; a batch is one indexing of each tensor.
 
     Args:
-        images: (N, C, H, W), uint8.
-        groups: (N, H, W), uint8; 0 is not scored.
+        frames: (N, F, C, H, W), of any number type.
+        groups: (N, F, H, W), integers: objects are 1, 2, ...; 0 is not scored, and -1 is void.
         scale: what a pixel is divided by when it becomes a float (1 for binary images, 255 for colour).
+
+    Raises:
+        InputError: shapes that do not fit each other.
     """
 
-    def __init__(self, images: Tensor, groups: Tensor, scale: int = 1) -> None:
-        self.images, self.groups, self.scale = images, groups, scale
+    def __init__(self, frames: Tensor, groups: Tensor, scale: float = 1) -> None:
+        fits = frames.dim() == 5 and groups.shape == (*frames.shape[:2], *frames.shape[3:])
+        require(
+            fits,
+            f"frames are {tuple(frames.shape)} and groups {tuple(groups.shape)}: must be (N, F, C, H, W) and "
+            "(N, F, H, W)",
+        )
+        self.frames, self.groups, self.scale = frames, groups, scale
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.frames)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """``image`` (C, H, W) float32 and ``groups`` (H, W) int64."""
+    def __getitem__(self, index: int) -> Batch:
+        """Give ``frames`` (F, C, H, W) float32 and ``groups`` (F, H, W) int64."""
         return {name: batch[0] for name, batch in self.__getitems__([index]).items()}
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        """``image`` (B, C, H, W) float32 and ``groups`` (B, H, W) int64. A DataLoader calls this for a batch."""
-        indices = torch.as_tensor(indices)
-        return {"image": self.images[indices].float() / self.scale, "groups": self.groups[indices].long()}
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Give a batch. A DataLoader calls this."""
+        chosen = torch.as_tensor(indices)
+        return {"frames": self.frames[chosen].float() / self.scale, "groups": self.groups[chosen].long()}
 
 
-class ResumableLoader(DataLoader):
-    """A training loader that Lightning can stop within an epoch and go on with, at the batch that is next."""
+class ResumableLoader(DataLoader[Batch]):
+    """A training loader that Lightning can stop within an epoch. Later it goes on at the batch that is next."""
 
     trainer: pl.Trainer | None = None
     _skip = 0
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of this epoch were trained on; Lightning saves it with a checkpoint."""
+        """Say how many batches of this epoch were trained on. Lightning saves it with a checkpoint."""
+        assert self.trainer is not None  # Lightning calls this while it trains
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return {"batches": progress.processed % self.trainer.num_training_batches}
+        assert isinstance(progress, _ProcessedTracker)
+        return {"batches": progress.processed % int(self.trainer.num_training_batches)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Leave out that many batches, once."""
         self._skip = state["batches"]
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises a class of its own
         skip, self._skip = self._skip, 0
         return itertools.islice(super().__iter__(), skip, None)
 
 
-class ImagesDataModule(pl.LightningDataModule):
-    """Loaders over three :class:`TensorImages`; a subclass reads them in :meth:`load`.
+class EachOnce(Sampler[int]):
+    """Every item in its order, each on exactly one of several processes.
+
+    Args:
+        count: how many items there are.
+        world: how many processes.
+        rank: of this process.
+    """
+
+    def __init__(self, count: int, world: int, rank: int) -> None:
+        self.indices = range(rank, count, world)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class FramesDataModule(pl.LightningDataModule):
+    """Loaders over three :class:`TensorFrames`. A subclass reads them in :meth:`load`.
 
     Training batches come in an order that depends on ``seed`` and the epoch alone, so a resumed run
     sees what an undisturbed one would have. Validation and test images come in order, each exactly
     once, over however many processes.
 
     Attributes:
-        image_shape: (C, H, W).
-        binary: whether pixels are 0 or 1 (Bernoulli), or real values in [0, 1].
+        image_shape: (C, H, W); known once ``prepare_data`` is done.
+        binary: whether pixels are 0 or 1 (Bernoulli), or real values in [0, 1]; likewise.
     """
 
     image_shape: tuple[int, int, int]
@@ -79,48 +115,54 @@ class ImagesDataModule(pl.LightningDataModule):
         require_count("batch_size", batch_size)
         self.batch_size = batch_size
         self.seed = seed
-        self.images: dict[str, TensorImages] = {}
+        self.stages: dict[str, TensorFrames] = {}
 
-    def load(self, stage: str) -> TensorImages:
-        """The images of a stage, "train", "val" or "test"."""
+    def load(self, stage: str) -> TensorFrames:
+        """Read the images of a stage, "train", "val" or "test"."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
         """Read what ``stage`` ("fit", "validate", "test" or None for all) needs into memory, once."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, STAGES)
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage or "", STAGES)
         for name in wanted:
             self._load_once(name)
 
-    def _load_once(self, stage: str) -> TensorImages:
-        if stage not in self.images:
-            self.images[stage] = self.load(stage)
-        return self.images[stage]
+    def _load_once(self, stage: str) -> TensorFrames:
+        if stage not in self.stages:
+            self.stages[stage] = self.load(stage)
+        return self.stages[stage]
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Give the training batches, in an order of their own in each epoch."""
         world, rank = self._processes()
-        sampler = DistributedSampler(self.images["train"], world, rank, shuffle=True, seed=self.seed)
+        sampler = DistributedSampler(self.stages["train"], world, rank, shuffle=True, seed=self.seed)
         loader = self._loader("train", sampler, ResumableLoader)
+        assert isinstance(loader, ResumableLoader)
         loader.trainer = self.trainer
         return loader
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Give the validation batches."""
         return self.eval_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Give the test batches."""
         return self.eval_dataloader("test")
 
-    def eval_dataloader(self, stage: str) -> DataLoader:
-        """The images of any stage in their order, each once."""
+    def eval_dataloader(self, stage: str) -> DataLoader[Batch]:
+        """Give the images of any stage in their order, each once."""
         world, rank = self._processes()
-        return self._loader(stage, UnrepeatedDistributedSampler(self._load_once(stage), world, rank, shuffle=False))
+        return self._loader(stage, EachOnce(len(self._load_once(stage)), world, rank))
 
-    def _loader(self, stage: str, sampler: DistributedSampler, loader: type[DataLoader] = DataLoader) -> DataLoader:
+    def _loader(
+        self, stage: str, sampler: Sampler[int], loader: type[DataLoader[Batch]] = DataLoader
+    ) -> DataLoader[Batch]:
         pin = torch.cuda.is_available()
-        return loader(self.images[stage], self.batch_size, sampler=sampler, collate_fn=_as_it_comes, pin_memory=pin)
+        return loader(self.stages[stage], self.batch_size, sampler=sampler, collate_fn=_as_it_comes, pin_memory=pin)
 
 
-def _as_it_comes(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_it_comes(batch: Any) -> Any:
     return batch

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import torch
 
-from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
+from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
 from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
 
@@ -53,7 +53,13 @@ def generate(count: int, size: int, num_objects: int, rng: np.random.Generator) 
     return (covers > 0).astype(np.uint8), np.where(covers == 1, groups, 0).astype(np.uint8)
 
 
-class ShapesDataModule(ImagesDataModule):
+def stills(images: np.ndarray, groups: np.ndarray) -> TensorFrames:
+    """Give binary images (N, H, W) and their groups (N, H, W) as frames of uint8, F = 1 and C = 1."""
+    frames = torch.from_numpy(images.astype(np.uint8))[:, None, None]
+    return TensorFrames(frames, torch.from_numpy(groups.astype(np.uint8))[:, None])
+
+
+class ShapesDataModule(FramesDataModule):
     """Binary images of three overlapping shapes each, generated from a seed.
 
     The set is kept in ``data_dir`` in the published HDF5 layout: groups ``training``, ``validation``,
@@ -128,16 +134,14 @@ class ShapesDataModule(ImagesDataModule):
                         shuffle=True,
                     )
 
-    def load(self, stage: str) -> TensorImages:
+    def load(self, stage: str) -> TensorFrames:
         split = self.splits[stage]
         size = self.image_shape[1]
         try:
             with h5py.File(self.path, "r") as file:
                 if split not in file:
                     raise InputError(f"{self.path}: has no group {split!r}; its groups are {', '.join(file) or 'none'}")
-                for key in ("features", "groups"):
-                    require(key in file[split], f"{self.path}: {split!r} has no array {key!r}")
-                features, groups = file[split]["features"], file[split]["groups"]
+                features, groups = (self._array(file, split, key) for key in ("features", "groups"))
                 require(
                     features.shape == groups.shape == (1, *features.shape[1:2], size, size, 1)
                     and features.shape[1] > 0,
@@ -151,6 +155,10 @@ class ShapesDataModule(ImagesDataModule):
             bool(np.isin(images, (0, 1)).all()),
             f"{self.path}: {split!r} has pixels other than 0 and 1; Bernoulli models need binary images",
         )
-        return TensorImages(
-            torch.from_numpy(images.astype(np.uint8)).unsqueeze(1), torch.from_numpy(labels.astype(np.uint8))
-        )
+        return stills(images, labels)
+
+    def _array(self, file: h5py.File, split: str, key: str) -> h5py.Dataset:
+        array = file.get(f"{split}/{key}")
+        if not isinstance(array, h5py.Dataset):
+            raise InputError(f"{self.path}: {split!r} has no array {key!r}")
+        return array

@@ -12,29 +12,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
+from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
 from nem_lightning.errors import InputError, require, require_count, require_flag
 from nem_lightning.files import atomic_file
-from nem_lightning.scores.best_overlap import VOID
+from nem_lightning.scores.base import VOID
 
 log = logging.getLogger(__name__)
 
 URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 HASH = "md5:6cd6e144f989b92b3379bac3b3de84fd"
+MASK_VOID = 255  # of the official masks
 HELD_OUT = 10  # one training image in this many is for validation
 MASKS = {"class": "SegmentationClass", "instance": "SegmentationObject"}
 """The kinds of masks, and the folders that hold them."""
 
 
-class VOCDataModule(ImagesDataModule):
+class VOCDataModule(FramesDataModule):
     """Colour images in [0, 1], squashed to a square, with instance masks where they exist.
 
     Reads the official layout, ``JPEGImages``, ``SegmentationObject``, ``SegmentationClass`` and
     ``ImageSets/Segmentation``. Every tenth image of the official ``train`` list is for validation, the
     others for training; the official ``val`` list is for the test, so that nothing is tuned on it. An
     image that is listed but not there is left out, and the count is logged. Groups come from
-    ``SegmentationObject`` where it has the image, else from ``SegmentationClass``; background and void
-    are 0, not scored.
+    ``SegmentationObject`` if it has the image, else from ``SegmentationClass``; background is 0, and void is -1.
 
     The resized arrays are cached in ``cache_dir``.
 
@@ -143,10 +143,10 @@ class VOCDataModule(ImagesDataModule):
                 status = path.stat()
                 digest.update(f"{path.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
         size = self.image_shape[1]
-        return self.cache_dir / f"voc2012_{split}_{size}x{size}_{digest.hexdigest()[:12]}.npz"
+        return self.cache_dir / f"voc2012_{split}_with_void_{size}x{size}_{digest.hexdigest()[:12]}.npz"
 
     def _resize(self, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Images (N, 3, size, size) and groups (N, size, size), uint8."""
+        """Give images (N, 3, size, size) and masks (N, size, size), uint8, 255 for void."""
         log.info("VOC: resizing %d images to %dx%d", len(names), *self.image_shape[1:])
         with ThreadPoolExecutor() as pool:
             images, groups = zip(*pool.map(self._resize_one, names), strict=True)
@@ -155,7 +155,6 @@ class VOCDataModule(ImagesDataModule):
     def _resize_one(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         image, path = _open(self._image_path(name)).convert("RGB"), self._mask_path(name)
         groups = self._resized_mask(path, image.size)
-        groups[groups == VOID] = 0
         return np.array(image.resize(self.image_shape[1:], Image.Resampling.BOX)).transpose(2, 0, 1), groups
 
     def _resized_mask(self, path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -177,7 +176,7 @@ class VOCDataModule(ImagesDataModule):
             kind: "class" (``SegmentationClass``) or "instance" (``SegmentationObject``).
 
         Returns:
-            (N, size, size), uint8: 0 is background, 255 is void; void everywhere where the image has no such mask.
+            (N, size, size), int16: 0 is background, -1 is void; all is void if the image has no such mask.
 
         Raises:
             InputError: a mask that has another size than its image, or cannot be read.
@@ -186,16 +185,16 @@ class VOCDataModule(ImagesDataModule):
         def read(name: str) -> np.ndarray:
             path = self.root / MASKS[kind] / f"{name}.png"
             if not path.is_file():
-                return np.full(self.image_shape[1:], VOID, np.uint8)
+                return np.full(self.image_shape[1:], MASK_VOID, np.uint8)
             with Image.open(self._image_path(name)) as image:
                 return self._resized_mask(path, image.size)
 
         split = _split(stage)
         with ThreadPoolExecutor() as pool:
             masks = torch.from_numpy(np.stack(list(pool.map(read, self._names(split)))))
-        return masks[_chosen(stage, len(masks))]
+        return _with_void(masks[_chosen(stage, len(masks))])
 
-    def load(self, stage: str) -> TensorImages:
+    def load(self, stage: str) -> TensorFrames:
         split = _split(stage)
         path = self._cache_path(split, self._names(split))
         try:
@@ -204,7 +203,12 @@ class VOCDataModule(ImagesDataModule):
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: cannot be read ({error}); delete it to resize the images anew") from error
         chosen = _chosen(stage, len(images))
-        return TensorImages(images[chosen], groups[chosen], scale=255)
+        return TensorFrames(images[chosen, None], _with_void(groups[chosen])[:, None], scale=255)
+
+
+def _with_void(masks: Tensor) -> Tensor:
+    """Give uint8 masks as int16 groups, in which void is -1."""
+    return torch.where(masks == MASK_VOID, VOID, masks.to(torch.int16))
 
 
 def _split(stage: str) -> str:

@@ -1,210 +1,287 @@
 """Expectation maximisation with a neural M-step: the loop of the paper.
 
-Shapes: B images, K components, C channels, H by W pixels, D state size.
+Shapes: B images, F frames, K components, T steps, C channels, H by W pixels, D state size.
 """
 
+import logging
 import math
 from collections import deque
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nem_lightning.errors import InputError, require, require_count, require_flag, require_number
+from nem_lightning.headings import Heading
+from nem_lightning.models.corruption import BitFlip
+from nem_lightning.models.fast_path import FastPath
+from nem_lightning.models.grouping import Grouping, GroupingModel, TrainingLoss, frame_pair
+from nem_lightning.models.likelihoods import Likelihood
+from nem_lightning.models.losses import NeuralEMLoss
+from nem_lightning.models.m_steps import MStep
 from nem_lightning.models.starts import STARTS, energy
 
+log = logging.getLogger(__name__)
 
-class Iterate(NamedTuple):
-    """Where EM stands after a step."""
 
+@dataclass(frozen=True, kw_only=True)
+class Iterate(Grouping):
+    """The state of EM after a step."""
+
+    mean: Tensor  # pyright: ignore[reportGeneralTypeIssues]  # not None here
+    """mu, (B, K, C, H, W)."""
     state: Tensor
     """theta, (B, K, D)."""
     params: Tensor
     """What the decoder gives, (B, K, C, H, W): logits for Bernoulli, means for Gaussian pixels."""
-    mean: Tensor
-    """mu, (B, K, C, H, W)."""
-    responsibilities: Tensor
-    """gamma, (B, K, 1, H, W); sums to 1 over K."""
-
-    @property
-    def labels(self) -> Tensor:
-        """The component that each pixel belongs to most, (B, H, W), integers 0 to K-1."""
-        return self.responsibilities.squeeze(2).argmax(1)
 
     def where(self, mask: Tensor, other: "Iterate") -> "Iterate":
-        """This one for the images where ``mask``, (B,) boolean, is True, the other one elsewhere."""
-        pairs = zip(self, other, strict=True)
-        return Iterate(*(torch.where(mask.view(-1, *[1] * (one.dim() - 1)), one, two) for one, two in pairs))
+        """Take this iterate for the images for which ``mask``, (B,) boolean, is True, and ``other`` for the others."""
+        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        chosen = {
+            name: torch.where(mask.view(-1, *[1] * (one.dim() - 1)), one, two) for name, (one, two) in pairs.items()
+        }
+        return Iterate(**chosen)
 
 
-class NeuralEM(nn.Module):
-    """Neural EM: alternate an E-step with a learned M-step, the K components sharing its weights.
+class NeuralEM(GroupingModel):
+    """Neural EM: alternate an E-step with a learned M-step. The K components share its weights.
 
     Bernoulli pixels must be 0 or 1. To change the loop in a subclass, override :meth:`step`, :meth:`e_step` or
-    :meth:`iterates`: validation keeps the last iterate alone, without :meth:`forward`.
+    :meth:`unroll`.
 
     Args:
         m_step: :class:`~nem_lightning.models.m_steps.GradientMStep` (N-EM),
-            :class:`~nem_lightning.models.m_steps.RecurrentMStep` (RNN-EM), or a module called like them.
-        likelihood: P(x | mu) of the E-step, from :mod:`nem_lightning.models.likelihoods`, or one with the same methods.
+            :class:`~nem_lightning.models.m_steps.RecurrentMStep` (RNN-EM), or an M-step of your own.
+        likelihood: P(x | mu) of the E-step.
+        loss: equation 5; by default with the likelihood of the E-step, as published.
+        corruption: noise on the M-step's input in training, from :mod:`nem_lightning.models.corruption`; none by
+            default.
+        num_components: K, at least 1.
+        num_steps: T, at least 1.
+        num_starts: how many times EM starts in tests and pictures, at least 1. For each image, the start is kept whose
+            last step has the lowest :func:`~nem_lightning.models.starts.energy`.
+        init: the first gamma, from :mod:`nem_lightning.models.starts`: "noise", as published, or "bright_regions".
         smoothing: added to each component's probability of a pixel before normalising, at least 0;
             the published code uses 1e-6.
         initial_mean: mu before the first step.
         differentiate_responsibilities: whether gradients flow through gamma, in the loop and in the loss.
-        first: what the first gamma is, from :mod:`nem_lightning.models.starts`: "noise", as published, or "seeds".
+        detached_epochs: for so many epochs at the start no gradients flow through gamma, at least 0.
+        fast: whether training takes the :mod:`~nem_lightning.models.fast_path`: "auto" takes the fast path if it
+            applies, and logs the reason once if not; true raises the reason; false always takes the loop.
 
     Raises:
-        InputError: smoothing below 0, an unknown first gamma, or a setting of another kind.
+        InputError: a number out of its range, an unknown word, a setting of another kind, likelihoods of E-step and
+            loss that differ, or a loss that does not fit T.
 
     Source: Greff et al. 2017, section 2.
     """
 
+    headings: ClassVar[Mapping[str, Heading]] = {
+        "loss": Heading("loss (nats)", ".5g"),
+        "loss_intra": Heading("", ".5g"),
+        "loss_inter": Heading("", ".5g"),
+        "log_likelihood": Heading("log lik. (nats)", ".5g"),
+    }
+
     def __init__(
         self,
-        m_step: nn.Module,
-        likelihood,
-        smoothing: float = 1e-6,
-        initial_mean: float = 0.0,
-        differentiate_responsibilities: bool = True,
-        first: str = "noise",
-    ) -> None:
-        super().__init__()
-        if first not in STARTS:
-            raise InputError(f"first={first!r}: must be one of {', '.join(STARTS)}")
-        require_number("smoothing", smoothing, minimum=0)
-        require_number("initial_mean", initial_mean)
-        require_flag("differentiate_responsibilities", differentiate_responsibilities)
-        self.m_step = m_step
-        self.likelihood = likelihood
-        self.smoothing = smoothing
-        self.initial_mean = initial_mean
-        self.differentiate_responsibilities = differentiate_responsibilities
-        self.first = first
-
-    def forward(self, *arguments, **named) -> list[Iterate]:
-        """The trajectory: all that :meth:`iterates`, which has the same arguments, gives."""
-        return list(self.iterates(*arguments, **named))
-
-    def iterates(
-        self,
-        image: Tensor,
-        corrupted: Tensor | None = None,
+        m_step: MStep,
+        likelihood: Likelihood,
+        loss: NeuralEMLoss | None = None,
+        corruption: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
         *,
         num_components: int = 3,
         num_steps: int = 10,
         num_starts: int = 1,
-        generator: torch.Generator | None = None,
+        init: str = "noise",
+        smoothing: float = 1e-6,
+        initial_mean: float = 0.0,
+        differentiate_responsibilities: bool = True,
+        detached_epochs: int = 0,
+        fast: str | bool = "auto",
+    ) -> None:
+        super().__init__(m_step.image_shape, likelihood.binary, num_components, num_steps, num_starts)
+        if init not in STARTS:
+            raise InputError(f"init={init!r}: must be one of {', '.join(STARTS)}")
+        require_number("smoothing", smoothing, minimum=0)
+        require_number("initial_mean", initial_mean)
+        require_flag("differentiate_responsibilities", differentiate_responsibilities)
+        require_count("detached_epochs", detached_epochs, minimum=0)
+        require(fast == "auto" or isinstance(fast, bool), f"fast={fast}: must be auto, true or false")
+        loss = NeuralEMLoss(likelihood) if loss is None else loss
+        own, of_loss = type(likelihood).__name__, type(loss.likelihood).__name__
+        require(own == of_loss, f"loss.likelihood: is {of_loss}, but likelihood {own}; must be the same")
+        try:
+            loss.weights(num_steps)
+        except InputError as error:
+            raise InputError(f"loss.{error}") from None
+        self.m_step = m_step
+        self.likelihood = likelihood
+        self.loss = loss
+        self.corruption = corruption
+        self.init = init
+        self.smoothing = smoothing
+        self.initial_mean = initial_mean
+        self.differentiate_responsibilities = differentiate_responsibilities
+        self.detached_epochs = detached_epochs
+        self.fast = fast
+        self.fast_path = FastPath()
+
+    # The loop
+
+    def unroll(
+        self,
+        frames: Tensor,
+        num_components: int,
+        num_steps: int,
+        num_starts: int,
+        generator: torch.Generator | None,
     ) -> Iterator[Iterate]:
-        """Unroll EM on a batch of images. Who keeps only the last iterate spares the memory of the others.
-
-        Args:
-            image: (B, C, H, W), what the E-step explains.
-            corrupted: (B, C, H, W), what the M-step sees; ``image`` by default.
-            num_components: K, at least 1.
-            num_steps: T, at least 1.
-            num_starts: from how many first responsibilities, at least 1; more than 1 for Bernoulli pixels only.
-            generator: draws the first responsibilities.
-
-        Returns:
-            The iterates after steps 1 to T, one by one. Of several starts, for each image the one
-            whose last step has the lowest :func:`~nem_lightning.models.starts.energy`.
-
-        Raises:
-            InputError: K, T or the number of starts below 1, several starts with Gaussian pixels, or an image shape
-                other than the M-step's.
-        """
-        require_count("num_components", num_components)
-        require_count("num_steps", num_steps)
-        self.require_starts(num_starts)
-        shape = tuple(image.shape[1:])
-        require(
-            shape == tuple(self.m_step.image_shape),
-            f"image shape {shape}: this model takes {tuple(self.m_step.image_shape)} (channels, height, width)",
-        )
-        corrupted = image if corrupted is None else corrupted
-
-        def unroll(iterate: Iterate) -> Iterator[Iterate]:
-            for _ in range(num_steps):
-                iterate = self.step(iterate, corrupted, image)
-                yield iterate
+        """Yield the iterates after steps 1 to T; of several starts, those of the best start for each image."""
+        first, last = frames[:, 0], frame_pair(frames, num_steps)[1]
 
         @torch.no_grad()
         def energy_at_the_end(start: Iterate) -> Tensor:
-            return self.energy(image, deque(unroll(start), maxlen=1).pop())
+            return self.energy(last, deque(self.steps(start, frames, frames, num_steps), maxlen=1).pop())
 
-        best = self.start(image, num_components, generator)
-        lowest = energy_at_the_end(best) if num_starts > 1 else None
-        for _ in range(num_starts - 1):
-            other = self.start(image, num_components, generator)
-            found = energy_at_the_end(other)
-            best, lowest = other.where(found < lowest, best), torch.minimum(found, lowest)
-        return unroll(best)
+        best = self.start(first, num_components, generator)
+        if num_starts > 1:
+            lowest = energy_at_the_end(best)
+            for _ in range(num_starts - 1):
+                other = self.start(first, num_components, generator)
+                found = energy_at_the_end(other)
+                best, lowest = other.where(found < lowest, best), torch.minimum(found, lowest)
+        yield from self.steps(best, frames, frames, num_steps)
 
-    def require_starts(self, num_starts: int) -> None:
-        """Raise :class:`~nem_lightning.errors.InputError` where EM cannot choose among so many starts."""
-        require_count("num_starts", num_starts)
-        require(
-            num_starts == 1 or self.likelihood.binary,
-            f"num_starts={num_starts}: must be 1 unless the pixels are Bernoulli",
-        )
+    def steps(
+        self, iterate: Iterate, corrupted: Tensor, frames: Tensor, num_steps: int, *, detach: bool | None = None
+    ) -> Iterator[Iterate]:
+        """Take T steps of EM from an iterate. ``corrupted`` and ``frames`` are (B, F, C, H, W)."""
+        for t in range(1, num_steps + 1):
+            iterate = self.step(iterate, frame_pair(corrupted, t)[0], frame_pair(frames, t)[1], detach=detach)
+            yield iterate
 
     def start(self, image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Iterate:
-        """theta = 0, mu = initial_mean, and the first gamma. No ``params`` yet (mu in its place)."""
+        """Give the iterate before the first step: theta = 0, mu = initial_mean (also as ``params``), the first gamma.
+
+        (B, C, H, W) is the first frame.
+        """
         state = image.new_zeros(len(image), num_components, self.m_step.state_size)
         mean = image.new_full((len(image), num_components, *image.shape[1:]), self.initial_mean)
-        return Iterate(state, mean, mean, self.first_responsibilities(image, num_components, generator))
+        gamma = self.first_responsibilities(image, num_components, generator)
+        return Iterate(state=state, params=mean, mean=mean, responsibilities=gamma)
 
     def first_responsibilities(
         self, image: Tensor, num_components: int, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The first gamma, drawn: (B, C, H, W) -> (B, K, 1, H, W)."""
-        return STARTS[self.first](image, num_components, generator)
+        """Draw the first gamma: (B, C, H, W) -> (B, K, 1, H, W)."""
+        return STARTS[self.init](image, num_components, generator)
 
-    def step(self, iterate: Iterate, corrupted: Tensor, image: Tensor) -> Iterate:
-        """One step of EM.
-
-        The M-step's input and the E-step's target are arguments of each step, so that a sequence
-        (predict the next frame) needs no other loop.
+    def step(self, iterate: Iterate, corrupted: Tensor, target: Tensor, *, detach: bool | None = None) -> Iterate:
+        """Take one step of EM: the M-step, then the E-step.
 
         Args:
-            iterate: where EM stands.
-            corrupted: (B, C, H, W), the M-step's input.
-            image: (B, C, H, W), the E-step's target.
+            iterate: the state of EM.
+            corrupted: (B, C, H, W), the frame that the M-step sees.
+            target: (B, C, H, W), the frame that the E-step explains: the clean image of a still, the next frame of a
+                sequence.
+            detach: whether gradients stop at gamma; by default as ``differentiate_responsibilities`` says.
         """
         residual = iterate.responsibilities * (corrupted.unsqueeze(1) - iterate.mean)  # (B, K, C, H, W)
-        return self.explain(image, *self.m_step(residual, iterate.state))
+        return self.explain(target, *self.m_step(residual, iterate.state), detach=detach)
 
-    def explain(self, image: Tensor, state: Tensor, params: Tensor) -> Iterate:
-        """The rest of a step, from what the M-step gives: mu, and gamma by the E-step."""
-        return Iterate(state, params, self.likelihood.mean(params), self.e_step(image, params))
+    def explain(self, target: Tensor, state: Tensor, params: Tensor, *, detach: bool | None = None) -> Iterate:
+        """Complete a step from what the M-step gives: mu, and gamma by the E-step."""
+        detach = not self.differentiate_responsibilities if detach is None else detach
+        gamma = self.e_step(target, params.detach() if detach else params)
+        return Iterate(state=state, params=params, mean=self.likelihood.mean(params), responsibilities=gamma)
 
-    def e_step(self, image: Tensor, params: Tensor) -> Tensor:
-        """gamma, with gamma_k proportional to P(x | mu_k) + smoothing and pi uniform (equation 3).
+    def e_step(self, target: Tensor, params: Tensor) -> Tensor:
+        """Give gamma: gamma_k is proportional to P(x | mu_k) + smoothing, and pi is uniform (equation 3).
 
         Args:
-            image: (B, C, H, W).
+            target: (B, C, H, W).
             params: (B, K, C, H, W).
 
         Returns:
             (B, K, 1, H, W).
         """
-        if not self.differentiate_responsibilities:
-            params = params.detach()
-        if self.smoothing == 0:  # then all may underflow, so in logarithms
-            return self.likelihood.log_prob(image.unsqueeze(1), params).softmax(1)
-        prob = self.likelihood.prob(image.unsqueeze(1), params) + self.smoothing
+        if self.smoothing == 0:  # all probabilities may underflow, so use logarithms
+            return self.likelihood.log_prob(target.unsqueeze(1), params).softmax(1)
+        prob = self.likelihood.prob(target.unsqueeze(1), params) + self.smoothing
         return prob / prob.sum(1, keepdim=True)
 
-    def energy(self, image: Tensor, iterate: Iterate) -> Tensor:
-        """:func:`~nem_lightning.models.starts.energy` of an iterate, (B,); infinite where it is no number, so never lowest."""
-        found = energy(image, iterate.params, iterate.responsibilities)
+    # What it is judged by
+
+    def energy(self, target: Tensor, iterate: Iterate) -> Tensor:
+        """Give :func:`~nem_lightning.models.starts.energy` of an iterate, (B,); infinite instead of NaN."""
+        found = energy(self.likelihood, target, iterate.params, iterate.responsibilities)
         return found.where(~found.isnan(), torch.inf)
 
-    def log_likelihood(self, image: Tensor, params: Tensor) -> Tensor:
-        """log P(x | theta) = sum_n log sum_k pi_k P(x_n | mu_kn), pi = 1/K (equation 1), in nats.
+    def log_likelihood(self, target: Tensor, params: Tensor) -> Tensor:
+        """Give log P(x | theta) = sum_n log sum_k pi_k P(x_n | mu_kn), pi = 1/K (equation 1), in nats.
 
-        (B, C, H, W), (B, K, C, H, W) -> (B,). EM climbs this. Smoothing does not enter.
+        (B, C, H, W), (B, K, C, H, W) -> (B,). Exact EM never decreases this value; smoothing is ignored.
         """
-        log_prob = self.likelihood.log_prob(image.unsqueeze(1), params) - math.log(params.shape[1])
+        log_prob = self.likelihood.log_prob(target.unsqueeze(1), params) - math.log(params.shape[1])
         return log_prob.logsumexp(1).sum((1, 2, 3))
+
+    def report(self, target: Tensor, grouping: Grouping) -> dict[str, Tensor]:
+        """Give equation 5 of this step with its two terms, and the log likelihood, in nats, means over the batch."""
+        if not isinstance(grouping, Iterate):
+            raise TypeError(f"{type(grouping).__name__}: NeuralEM reports on its own iterates")
+        loss = self.loss.of_step(target, grouping)
+        return {
+            "loss": loss.total,
+            "loss_intra": loss.intra,
+            "loss_inter": loss.inter,
+            "log_likelihood": self.log_likelihood(target, grouping.params).mean(),
+        }
+
+    # Training
+
+    def prepare_training(self) -> None:
+        """Look anew whether the fast path applies."""
+        self.fast_path.forget()
+
+    def training_loss(
+        self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None
+    ) -> TrainingLoss:
+        """Unroll T steps from one start on corrupted frames, and give equation 5.
+
+        Raises:
+            InputError: frames that do not fit, or ``fast`` is true and the fast path does not apply.
+        """
+        self.check_frames(frames, self.num_steps)
+        corrupted = frames if self.corruption is None else self.corruption(frames, generator)
+        detach = epoch < self.detached_epochs or not self.differentiate_responsibilities
+        target = frame_pair(frames, self.num_steps)[1]
+        if self.fast is not False and self._is_fast(frames, corrupted):
+            found = self.fast_path(self, frames[:, 0], corrupted[:, 0], detach=detach, generator=generator)
+            return TrainingLoss(found.total, lambda: self.explain(target, found.state, found.params, detach=True))
+        start = self.start(frames[:, 0], self.num_components, generator)
+        trajectory = list(self.steps(start, corrupted, frames, self.num_steps, detach=detach))
+        return TrainingLoss(self.loss(frames, trajectory), lambda: trajectory[-1])
+
+    def _is_fast(self, frames: Tensor, corrupted: Tensor) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        is_own = type(self) is NeuralEM
+        reason = self.fast_path.why_not(self, frames, corrupted) if is_own else "the model is a subclass of NeuralEM"
+        if reason is not None:
+            require(self.fast == "auto", f"fast=true: the fast path does not apply, because {reason}")
+            if self.fast_path.is_news(reason):
+                log.info("training takes the loop, not the fast path, because %s", reason)
+        return reason is None
+
+    def check_images(self, image_shape: Sequence[int], binary: bool) -> None:
+        """Raise :class:`~nem_lightning.errors.InputError` if the model cannot take these images, or its noise not."""
+        super().check_images(image_shape, binary)
+        require(
+            binary or not isinstance(self.corruption, BitFlip),
+            "model.corruption: bit flips are for pixels of 0 and 1, but data has real values in [0, 1]; use "
+            "MaskedUniform",
+        )

@@ -1,41 +1,35 @@
 """A quicker training step on a CPU, of N-EM and RNN-EM on binary images.
 
-:class:`FastPath` gives the loss of the loop in :mod:`nem_lightning.models.em` and :mod:`nem_lightning.models.losses`, which
-stays its definition, and its gradients, written out. What makes it faster:
+:class:`FastPath` gives the loss of the loop, with its gradients written out. The loop, in
+:mod:`nem_lightning.models.em` and :mod:`nem_lightning.models.losses`, stays the definition of that
+loss. What makes the fast path faster:
 
 - the weight gradients of all steps are one product, and what the same weights multiply lies side by side;
 - log P(x | mu), its softmax over K and equation 5 share their terms, and few logarithms are taken;
 - it computes in memory that it keeps: to touch fresh memory costs more than the arithmetic.
 
-Binary pixels let one number stand for all. With s = l where x = 1 and -l where x = 0, l the logit,
-
-    p = P(x | mu) = sigmoid(s),      gamma_k = (p_k + smoothing) / sum_j (p_j + smoothing),
-
-and for a black prior and lambda = 1 equation 5 of a step is  sum_nk  softplus(l_nk) - gamma_nk x_n l_nk.
-
-Inside, images are (K, B, N), N = HW, or (R, N) to products, R = K B rows; a tensor for each step.
+The arithmetic is in :mod:`nem_lightning.models.unrolled`.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from nem_lightning.models.em import NeuralEM
 from nem_lightning.models.likelihoods import Bernoulli
 from nem_lightning.models.losses import NeuralEMLoss
-from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
-from nem_lightning.models.starts import STARTS, noise, seeds
+from nem_lightning.models.starts import STARTS, bright_regions, noise
+from nem_lightning.models.unrolled import UNROLLED, Unrolled
 
-aten = torch.ops.aten
-sigmoid_backward = aten.sigmoid_backward.grad_input  # d x from d y and y = sigmoid(x)
+if TYPE_CHECKING:
+    from nem_lightning.models.em import NeuralEM
 
 
-class TrainingLoss(NamedTuple):
-    """What a training step minimises, and without gradients, the last EM step's theta (B, K, D) and decoder output
-    (B, K, C, H, W)."""
+class FastLoss(NamedTuple):
+    """What a training step minimises, and without gradients, theta (B, K, D) and the decoder's output
+    (B, K, C, H, W) after the last EM step."""
 
     total: Tensor
     state: Tensor
@@ -43,67 +37,125 @@ class TrainingLoss(NamedTuple):
 
 
 class FastPath:
-    """The loss of a batch, with its gradients, where :meth:`applies` says so. Holds the memory it computes in."""
+    """Computes the loss of a batch with its gradients, if :meth:`why_not` gives no reason against it.
+
+    The object holds the memory that it computes in, and what it knows of the model's structure. The structure is
+    looked at once, until :meth:`forget`.
+    """
 
     def __init__(self) -> None:
-        self._unrolled: _Unrolled | None = None
+        self._unrolled: Unrolled | None = None
+        self.forget()
 
     def __reduce__(self) -> tuple:
         return FastPath, ()  # a copy has memory of its own
 
-    @staticmethod
-    def applies(em: NeuralEM, loss: NeuralEMLoss, image: Tensor, corrupted: Tensor | None = None) -> bool:
-        """Whether this is a case written out here: N-EM, or RNN-EM with the plain encoder and decoder, a black prior,
-        lambda = 1, binary images of one channel, on a CPU, nothing of it replaced, hooked or compiled."""
-        unrolled = UNROLLED.get(type(em.m_step))
-        return (
-            image.device.type == "cpu"
-            and image.dtype in (torch.float32, torch.float64)
-            and torch.is_grad_enabled()
-            and not any(x is not None and x.requires_grad for x in (image, corrupted))
-            and not torch.is_autocast_enabled("cpu")
-            and type(em) is NeuralEM
-            and unrolled is not None
-            and unrolled.fits(em.m_step)
-            and set(map(id, em.parameters())) == set(map(id, unrolled.weights(em.m_step)))
-            and not any(map(_is_altered, (*em.modules(), em.likelihood, loss, loss.likelihood)))
-            and not _has_any_global_hook()
-            and STARTS[em.first] in (noise, seeds)
-            and all(weight.dtype == image.dtype and weight.device == image.device for weight in em.parameters())
-            and type(loss) is NeuralEMLoss
-            and type(em.likelihood) is type(loss.likelihood) is Bernoulli
-            and (loss.prior, loss.prior_weight) == (0, 1)
-            and em.smoothing >= 1e-20
-            and tuple(image.shape[1:]) == em.m_step.image_shape == (1, *image.shape[2:])
-            and torch.equal(image * image, image)
-        )
+    def forget(self) -> None:
+        """Look at the model's structure anew at the next batch, and take every reason for news."""
+        self._structure: tuple[str | None] | None = None
+        self._said: set[str] = set()
+
+    def is_news(self, reason: str) -> bool:
+        """Say whether a reason is given for the first time since :meth:`forget`."""
+        news = reason not in self._said
+        self._said.add(reason)
+        return news
+
+    def why_not(self, em: "NeuralEM", frames: Tensor, corrupted: Tensor) -> str | None:
+        """Give the first reason why the fast path does not apply, to complete "because ..."; None if it applies.
+
+        It applies to N-EM, and to RNN-EM with the plain encoder and decoder, on binary still images of one channel on
+        a CPU, with a black prior and lambda = 1, if nothing is replaced, hooked or compiled.
+        """
+        if self._structure is None:
+            self._structure = (_reason_of_structure(em),)
+        return self._structure[0] or _reason_of_batch(em, frames, corrupted)
 
     def __call__(
         self,
-        em: NeuralEM,
-        loss: NeuralEMLoss,
+        em: "NeuralEM",
         image: Tensor,
-        corrupted: Tensor | None = None,
+        corrupted: Tensor,
         *,
-        num_components: int,
-        num_steps: int,
+        detach: bool,
         generator: torch.Generator | None = None,
-    ) -> TrainingLoss:
-        """What ``em`` on (B, 1, H, W), then ``loss`` give."""
-        gamma = em.first_responsibilities(image, num_components, generator)  # (B, K, 1, H, W)
+    ) -> FastLoss:
+        """Give what the loop of ``em`` on (B, 1, H, W), then its loss give.
+
+        Args:
+            em: the recurrence; its K and T.
+            image: the clean images.
+            corrupted: what the M-step sees.
+            detach: whether gradients stop at gamma.
+            generator: draws the first responsibilities.
+        """
+        gamma = em.first_responsibilities(image, em.num_components, generator)  # (B, K, 1, H, W)
         unrolled = UNROLLED[type(em.m_step)]
-        sizes = (num_steps, num_components, len(image), image[0].numel(), em.m_step.state_size)
-        if type(self._unrolled) is not unrolled or self._unrolled.made_for != (*sizes, image.dtype):
-            self._unrolled = unrolled(*sizes, image.dtype)
+        sizes = (em.num_steps, em.num_components, len(image), image[0].numel(), em.m_step.state_size)
+        memory = self._unrolled
+        if memory is None or type(memory) is not unrolled or memory.made_for != (*sizes, image.dtype):
+            memory = self._unrolled = unrolled(*sizes, image.dtype)
         weights = unrolled.weights(em.m_step)
         with torch.no_grad():
-            total, state, params = self._unrolled.forward(em, loss, image, corrupted, gamma, weights)
-            gradients = self._unrolled.backward() if any(weight.requires_grad for weight in weights) else ()
-        return TrainingLoss(_WithGradients.apply(total, gradients, *weights), state, params.view(gamma.shape))
+            total, state, params = memory.forward(em, image, corrupted, gamma, weights)
+            needs_gradients = any(weight.requires_grad for weight in weights)
+            gradients = memory.backward(detach) if needs_gradients else ()
+        return FastLoss(_WithGradients.apply(total, gradients, *weights), state, params.view(gamma.shape))
+
+
+def _reason_of_structure(em: "NeuralEM") -> str | None:
+    """Give a reason that lies in the model, looked for once."""
+    m_step = em.m_step
+    unrolled = UNROLLED.get(type(m_step))
+    if unrolled is None:
+        return f"the M-step is {type(m_step).__name__}"
+    if (reason := unrolled.why_not(m_step)) is not None:
+        return reason
+    if set(map(id, em.parameters())) != set(map(id, unrolled.weights(m_step))):
+        return "the model has further weights"
+    if STARTS.get(em.init) not in (noise, bright_regions):
+        return f"init={em.init} is not known to it"
+    if type(em.loss) is not NeuralEMLoss:
+        return f"the loss is {type(em.loss).__name__}"
+    for part in (em.likelihood, em.loss.likelihood):
+        if type(part) is not Bernoulli:
+            return f"pixels are {type(part).__name__}"
+    if em.image_shape[0] != 1:
+        return f"images have {em.image_shape[0]} channels"
+    for part in (*em.modules(), em.likelihood, em.loss, em.loss.likelihood):
+        if _is_altered(part):
+            return f"{type(part).__name__} has hooks, is compiled, or has a replaced method"
+    return None
+
+
+def _reason_of_batch(em: "NeuralEM", frames: Tensor, corrupted: Tensor) -> str | None:
+    """Give a reason that may change from batch to batch; cheap to look for."""
+    loss, weight = em.loss, next(em.parameters())
+    if frames.shape[1] != 1:
+        return "frames are sequences"
+    if frames.device.type != "cpu" or weight.device.type != "cpu":
+        return f"the device is {frames.device.type}, not a CPU"
+    if frames.dtype not in (torch.float32, torch.float64) or any(w.dtype != frames.dtype for w in em.parameters()):
+        return f"images are {frames.dtype} and weights {weight.dtype}: both must be float32, or both float64"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    if not torch.is_grad_enabled():
+        return "gradients are off"
+    if frames.requires_grad or corrupted.requires_grad:
+        return "gradients of the images are asked for"
+    if (loss.prior, loss.prior_weight) != (0, 1):
+        return f"the prior is {loss.prior} with weight {loss.prior_weight}, not black with weight 1"
+    if em.smoothing < 1e-20:
+        return f"smoothing is {em.smoothing}"
+    if _has_any_global_hook():
+        return "PyTorch has global hooks"
+    if not torch.equal(frames * frames, frames):
+        return "pixels are not all 0 or 1"
+    return None
 
 
 def _is_altered(part: object) -> bool:
-    """Whether it has hooks, is compiled, or has a method that is not its class's."""
+    """Say whether a part has hooks, is compiled, or has a method that is not its class's."""
     if any(callable(getattr(type(part), name, None)) for name in vars(part)):
         return True
     if not isinstance(part, nn.Module):
@@ -125,277 +177,9 @@ class _WithGradients(torch.autograd.Function):
         return total.view_as(total)
 
     @staticmethod
-    def backward(ctx, d_total: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fast path has no second derivatives (create_graph=True): take NeuralEMLoss of NeuralEM's "
-                "trajectory instead of training_loss"
-            )
+            raise RuntimeError("the fast path has no second derivatives (create_graph=True): set fast=False")
+        (d_total,) = grad_outputs
         asked = zip(ctx.gradients, ctx.needs_input_grad[2:], strict=True)
         return None, None, *(gradient * d_total if needed else None for gradient, needed in asked)
-
-
-class _Unrolled:
-    """T steps of EM on images of one shape, forward and back.
-
-    A subclass for each M-step says which ones it ``fits`` and what all their ``weights`` are, and has ``load`` (the
-    weights), ``m_step`` (from a residual to logits and, in the end, the ``state``), ``m_step_backward`` (from the
-    logits' gradient to the residual's) and the weights' ``gradients``.
-    """
-
-    logits: Sequence[Tensor]
-    """Lie where the M-step's products want them. They become s, then x l, on the way back their gradient."""
-    residual: Sequence[Tensor]
-    """Likewise, the M-step's input."""
-
-    def __init__(self, steps: int, components: int, batch: int, pixels: int, units: int, dtype: torch.dtype) -> None:
-        self.made_for = (steps, components, batch, pixels, units, dtype)
-        self.p, self.gamma, self.missing = (self.zeros(steps, components, batch, pixels).unbind() for _ in range(3))
-        self.scale = self.zeros(steps, batch, pixels).unbind()  # 1 / sum_k (p_k + smoothing)
-        self.plane, self.product = self.zeros(2, batch, pixels).unbind()
-        self.spare = self.zeros(components, batch, pixels)
-        self.ones = torch.ones_like(self.spare).view(-1)
-
-    def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self.made_for[-1])
-
-    def images(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """(T, R, N) -> T times (K, B, N), the same memory."""
-        return rows.unflatten(1, self.made_for[1:3]).unbind()
-
-    def forward(
-        self, em: NeuralEM, loss: NeuralEMLoss, image: Tensor, corrupted: Tensor | None, gamma: Tensor, weights
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss; of the last step theta (B, K, D) and the logits (B, K, N). ``gamma`` is before the first step."""
-        steps, components, batch, *_ = self.made_for
-        self.em, self.step_weights = em, loss.weights(steps)
-        self.image = image.flatten(1)
-        self.corrupted = self.image if corrupted is None else corrupted.flatten(1)
-        self.sign, self.black = 2 * self.image - 1, self.corrupted + self.image - 1
-        self.load(em.m_step, *weights)
-        torch.mul(gamma.flatten(2).transpose(0, 1), self.corrupted - em.initial_mean, out=self.residual[0])
-        positive, on, logarithms = [], [], _Logarithms(self.product)
-        for t, weight in enumerate(self.step_weights):
-            self.m_step(t)
-            s, p, gamma, missing, scale = self.logits[t], self.p[t], self.gamma[t], self.missing[t], self.scale[t]
-            if t + 1 == steps:
-                params = s.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-            if weight:
-                positive.append(torch.dot(torch.clamp_min(s, 0, out=self.spare).view(-1), self.ones))
-            # E-step: p, gamma, and missing = corrupted - mu, which is -p or 1 - p where nothing was corrupted
-            torch.sigmoid(s.mul_(self.sign), out=p)
-            _sum(p, out=scale).add_(components * em.smoothing).reciprocal_()
-            torch.addcmul(torch.mul(scale, em.smoothing, out=self.plane), p, scale, out=gamma)
-            torch.addcmul(self.black, self.sign, p, value=-1, out=missing)
-            if t + 1 < steps:
-                torch.mul(gamma, missing, out=self.residual[t + 1])
-            if weight:  # log(1 + exp(-|l|)) = -log max(p, 1 - p)
-                high = torch.maximum(p, torch.sub(1, p, out=self.spare), out=self.spare)
-                logarithms.add(high, -weight)
-                on.append(torch.dot(gamma.view(-1), s.mul_(self.image).view(-1)))
-        losses = torch.stack(positive) - torch.stack(on)
-        total = torch.dot(losses, losses.new_tensor([weight for weight in self.step_weights if weight]))
-        state = self.state.unflatten(0, (components, batch)).transpose(0, 1)
-        return (total + logarithms.sum()) / batch, state.clone(memory_format=torch.contiguous_format), params
-
-    def backward(self) -> list[Tensor]:
-        """The gradients of the loss, in the order of the weights."""
-        d_residual = self.d_residual.zero_()
-        for t in reversed(range(len(self.step_weights))):
-            self._d_logits(t, self.step_weights[t] / len(self.image), d_residual)
-            self.m_step_backward(t)
-        return self.gradients()
-
-    def _d_logits(self, t: int, weight: float, d_residual: Tensor) -> None:
-        """From x l to the logits' gradient, in place. ``d`` is minus the gradient of mu, then of the logits."""
-        x_l, p, gamma, missing, d = self.logits[t], self.p[t], self.gamma[t], self.missing[t], self.spare
-        if self.em.differentiate_responsibilities:
-            # Of gamma: residual = gamma missing, and the loss has -weight gamma x l. Back through the normalisation.
-            slope = self.scale[t].mul_(self.sign).mul_(-weight or 1)
-            if weight:
-                d_gamma = x_l.addcmul_(missing, d_residual, value=-1 / weight)
-            else:
-                d_gamma = torch.mul(missing, d_residual, out=x_l)
-            common = _sum(torch.mul(gamma, d_gamma, out=d), out=self.plane).mul_(slope)
-            torch.addcmul(common, d_gamma, slope, value=-1, out=d).addcmul_(gamma, d_residual)
-        else:
-            torch.mul(gamma, d_residual, out=d)  # d residual / d mu = -gamma
-        sigmoid_backward(d, p, grad_input=d)  # d mu / d l = mu (1 - mu) = p (1 - p)
-        if weight:  # of the loss, gamma fixed: mu - gamma x, with mu = corrupted - missing
-            d.add_(missing.addcmul_(gamma, self.image), alpha=weight)
-        torch.sub(torch.mul(self.corrupted, weight, out=self.plane), d, out=x_l)
-
-
-class _Logarithms:
-    """The sum of the logarithms of values in [1/2, 1], each times its weight. A logarithm costs as much as several
-    products, so it is taken of products of a hundred values."""
-
-    def __init__(self, product: Tensor) -> None:
-        self.product, self.factors, self.weight, self.total = product, 0, 0.0, 0.0
-
-    def add(self, values: Tensor, weight: float) -> None:
-        for value in values.unbind():
-            if self.factors == 100 or weight != self.weight:
-                self.total, self.factors, self.weight = self.sum(), 0, weight
-            self.product.mul_(value) if self.factors else self.product.copy_(value)
-            self.factors += 1
-
-    def sum(self) -> Tensor | float:
-        return self.total + self.weight * self.product.log().sum() if self.factors else self.total
-
-
-class _UnrolledRNNEM(_Unrolled):
-    """theta' = sigmoid(norm([residual, theta, 1] [U, V, b]^T)), logits = [theta', 1] [W, c]^T.
-
-    What is in brackets lies side by side, filled up with zeros to whole registers.
-    """
-
-    def __init__(self, *sizes) -> None:
-        super().__init__(*sizes)
-        steps, components, batch, pixels, units, _ = sizes
-        rows, width = components * batch, _whole_registers(units + 1)
-        self.uvb, self.wc = self.zeros(units, pixels + width), self.zeros(pixels, width)
-        self.all_inputs = self.zeros(steps + 1, rows, pixels + width)  # theta after a step lies in the next one's
-        self.all_inputs[:, :, pixels + units] = 1
-        self.all_d_units, self.all_logits = self.zeros(steps, rows, units), self.zeros(steps, rows, pixels)
-        self.logits, self.residual = self.images(self.all_logits), self.images(self.all_inputs[:, :, :pixels])
-        self.inputs, self.d_units, self.rows_of_logits = map(
-            torch.unbind, (self.all_inputs, self.all_d_units, self.all_logits)
-        )
-        self.theta = self.all_inputs[:, :, pixels : pixels + units].unbind()
-        self.theta_and_1 = self.all_inputs[:, :, pixels:].unbind()
-        self.state = self.theta[-1]
-        self.units, self.y = self.zeros(steps, rows, units).unbind(), self.zeros(rows, units)
-        self.d_inputs, self.d_theta_and_1 = self.zeros(rows, pixels + width), self.zeros(rows, width)
-        self.d_residual = self.d_inputs[:, :pixels].unflatten(0, (components, batch))
-        self.d_theta, self.d_theta_later = self.d_theta_and_1[:, :units], self.d_inputs[:, pixels:]
-
-    @staticmethod
-    def fits(m_step: RecurrentMStep) -> bool:
-        return (
-            m_step.activation == "sigmoid"
-            and type(m_step.encoder) is nn.Flatten
-            and type(m_step.input_layer) is type(m_step.recurrent_layer) is nn.Linear
-            and type(m_step.decoder) is nn.Sequential
-            and [type(layer) for layer in m_step.decoder] == [nn.Linear, nn.Unflatten]
-            and type(m_step.norm) in (nn.Identity, nn.LayerNorm)
-        )
-
-    @staticmethod
-    def weights(m_step: RecurrentMStep) -> list[Tensor]:
-        (u, v, w), norm = (m_step.input_layer, m_step.recurrent_layer, m_step.decoder[0]), m_step.norm
-        norm = [norm.weight, norm.bias] if isinstance(norm, nn.LayerNorm) else []
-        return [u.weight, u.bias, v.weight, w.weight, w.bias, *norm]
-
-    def load(self, m_step: RecurrentMStep, u, b, v, w, c, *norm) -> None:
-        pixels, units = w.shape
-        self.u, self.b = u, b
-        self.uvb[:, :pixels], self.uvb[:, pixels : pixels + units], self.uvb[:, pixels + units] = u, v, b
-        self.wc[:, :units], self.wc[:, units] = w, c
-        self.d_theta_later.zero_()
-        self.norm, self.d_norm = norm, [torch.zeros_like(weight) for weight in norm]
-        self.eps, self.moments = getattr(m_step.norm, "eps", 0), []
-
-    def m_step(self, t: int) -> None:
-        if t == 0:  # theta = 0
-            units = torch.addmm(self.b, self.inputs[0][:, : len(self.wc)], self.u.T, out=self.units[0])
-        else:
-            units = torch.mm(self.inputs[t], self.uvb.T, out=self.units[t])
-        if self.norm:
-            units, *moments = torch.native_layer_norm(units, units.shape[1:], *self.norm, self.eps)
-            self.moments.append(moments)
-        self.theta[t + 1].copy_(torch.sigmoid(units, out=self.y))
-        torch.mm(self.theta_and_1[t + 1], self.wc.T, out=self.rows_of_logits[t])
-
-    def m_step_backward(self, t: int) -> None:
-        torch.addmm(self.d_theta_later, self.rows_of_logits[t], self.wc, out=self.d_theta_and_1)
-        d_units = sigmoid_backward(self.d_theta, self.theta[t + 1], grad_input=self.d_units[t])
-        if self.norm:
-            d_normed, *d_norm = aten.native_layer_norm_backward(
-                d_units, self.units[t], d_units.shape[1:], *self.moments[t], *self.norm, [True, True, True]
-            )
-            d_units.copy_(d_normed)
-            for total, part in zip(self.d_norm, d_norm, strict=True):
-                total += part
-        if t:
-            torch.mm(d_units, self.uvb, out=self.d_inputs)
-
-    def gradients(self) -> list[Tensor]:
-        pixels, units = self.wc.shape[0], self.y.shape[1]
-        uvb = self.all_d_units.flatten(0, 1).T @ self.all_inputs[:-1].flatten(0, 1)
-        wc = self.all_logits.flatten(0, 1).T @ self.all_inputs[1:, :, pixels:].flatten(0, 1)
-        u, v, b = uvb[:, :pixels], uvb[:, pixels : pixels + units], uvb[:, pixels + units]
-        return [u, b, v, wc[:, :units], wc[:, units], *self.d_norm]
-
-
-class _UnrolledNEM(_Unrolled):
-    """theta' = theta + eta y (1 - y) back, back = residual W, y = sigmoid(theta); logits = sigmoid(theta') W^T."""
-
-    def __init__(self, *sizes) -> None:
-        super().__init__(*sizes)
-        steps, components, batch, pixels, units, _ = sizes
-        rows, width = components * batch, _whole_registers(units)
-        self.w = self.zeros(pixels, width)
-        # Its gradient is one product: of the logits' gradients with y, and of the residuals with back's.
-        self.all_images, self.all_factors = self.zeros(2 * steps, rows, pixels), self.zeros(2 * steps + 1, rows, width)
-        all_logits, all_residuals = self.all_images.split(steps)
-        self.logits, self.residual = self.images(all_logits), self.images(all_residuals)
-        self.rows_of_logits, self.rows_of_residual = all_logits.unbind(), all_residuals.unbind()
-        self.y, self.d_back = self.all_factors[: steps + 1].unbind(), self.all_factors[steps + 1 :].unbind()
-        self.y[0].fill_(0.5)
-        self.back, self.gradient = (self.zeros(steps, rows, width).unbind() for _ in range(2))  # gradient: dQ / dtheta
-        self.theta, self.d_theta, self.d_y, self.d_gradient = self.zeros(4, rows, width).unbind()
-        self.state = self.theta[:, :units]
-        self.d_rows = self.zeros(rows, pixels)
-        self.d_residual = self.d_rows.unflatten(0, (components, batch))
-
-    @staticmethod
-    def fits(m_step: GradientMStep) -> bool:
-        return m_step.step_size.numel() == 1
-
-    @staticmethod
-    def weights(m_step: GradientMStep) -> list[Tensor]:
-        return [m_step.weight, m_step.step_size]
-
-    def load(self, m_step: GradientMStep, w: Tensor, eta: Tensor) -> None:
-        self.w[:, : w.shape[1]] = w
-        self.eta, self.d_eta = eta, torch.zeros_like(eta)
-        for start in (self.theta, self.d_theta, self.d_y):
-            start.zero_()
-
-    def m_step(self, t: int) -> None:
-        torch.mm(self.rows_of_residual[t], self.w, out=self.back[t])
-        sigmoid_backward(self.back[t], self.y[t], grad_input=self.gradient[t])
-        torch.sigmoid(self.theta.addcmul_(self.gradient[t], self.eta), out=self.y[t + 1])
-        torch.mm(self.y[t + 1], self.w.T, out=self.rows_of_logits[t])
-
-    def m_step_backward(self, t: int) -> None:
-        d_y = self.d_y  # holds what came from the step after, through y (1 - y)
-        d_y.addmm_(self.rows_of_logits[t], self.w)
-        self.d_theta += sigmoid_backward(d_y, self.y[t + 1], grad_input=d_y)
-        self.d_eta += torch.dot(self.d_theta.view(-1), self.gradient[t].view(-1))
-        d_gradient = torch.mul(self.d_theta, self.eta, out=self.d_gradient)
-        sigmoid_backward(d_gradient, self.y[t], grad_input=self.d_back[t])
-        if t:
-            d_y.fill_(1).sub_(self.y[t], alpha=2).mul_(self.back[t]).mul_(d_gradient)
-            torch.mm(self.d_back[t], self.w.T, out=self.d_rows)
-
-    def gradients(self) -> list[Tensor]:
-        w = self.all_images.flatten(0, 1).T @ self.all_factors[1:].flatten(0, 1)
-        return [w[:, : self.state.shape[1]], self.d_eta]
-
-
-def _sum(images: Tensor, out: Tensor) -> Tensor:
-    """Over the components, (K, B, N) -> (B, N)."""
-    first, *others = images.unbind()
-    out.copy_(first) if not others else torch.add(first, others[0], out=out)
-    for other in others[1:]:
-        out += other
-    return out
-
-
-def _whole_registers(count: int) -> int:
-    return -(-count // 16) * 16
-
-
-UNROLLED = {RecurrentMStep: _UnrolledRNNEM, GradientMStep: _UnrolledNEM}

@@ -5,13 +5,15 @@ one distribution per image, component, channel and pixel. Channels of a pixel ar
 its component, so their log densities add up: what is returned has the shape (B, K, 1, H, W).
 """
 
+import abc
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nem_lightning.errors import require_positive
+from nem_lightning.errors import require_flag, require_positive
 
 
 def softplus(logits: Tensor) -> Tensor:
@@ -19,7 +21,30 @@ def softplus(logits: Tensor) -> Tensor:
     return F.softplus(logits, threshold=40)
 
 
-class Bernoulli:
+class Likelihood(abc.ABC):
+    """One distribution for each image, component, channel and pixel."""
+
+    binary: ClassVar[bool]
+    """Whether pixels must be 0 or 1."""
+
+    @abc.abstractmethod
+    def mean(self, params: Tensor) -> Tensor:
+        """Give mu, of the shape of ``params``."""
+
+    @abc.abstractmethod
+    def prob(self, image: Tensor, params: Tensor) -> Tensor:
+        """Give P(x | mu): (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""
+
+    @abc.abstractmethod
+    def log_prob(self, image: Tensor, params: Tensor) -> Tensor:
+        """Give log P(x | mu), in nats: (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""
+
+    @abc.abstractmethod
+    def kl_from_prior(self, prior: float, params: Tensor) -> Tensor:
+        """Give KL(P(. | prior) || P(. | mu)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W)."""
+
+
+class Bernoulli(Likelihood):
     """Binary pixels, x in {0, 1}. ``params`` are logits."""
 
     binary = True
@@ -61,7 +86,7 @@ class Bernoulli:
         return _over_channels(negative_entropy + softplus(params) - p * params)
 
 
-class Gaussian:
+class Gaussian(Likelihood):
     """Real-valued pixels with a fixed standard deviation. ``params`` are the means.
 
     Args:
@@ -94,6 +119,21 @@ class Gaussian:
     def kl_from_prior(self, prior: float, params: Tensor) -> Tensor:
         """KL(N(prior, sigma^2) || N(mu, sigma^2)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W)."""
         return _over_channels(0.5 * ((params - prior) / self.sigma) ** 2)
+
+
+def likelihood_for(binary: bool, sigma: float = 0.25) -> Likelihood:
+    """Give the likelihood for a kind of pixels: Bernoulli for binary ones, Gaussian for real ones.
+
+    Args:
+        binary: whether pixels are 0 or 1.
+        sigma: of the Gaussian; unused for binary pixels.
+
+    Raises:
+        InputError: sigma is not positive, or binary is not true or false.
+    """
+    require_flag("binary", binary)
+    require_positive("sigma", sigma)
+    return Bernoulli() if binary else Gaussian(sigma)
 
 
 def _over_channels(values: Tensor) -> Tensor:

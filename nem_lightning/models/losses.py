@@ -1,13 +1,17 @@
 """What training minimises: equation 5, and which steps it counts."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nem_lightning.errors import InputError, require, require_number
-from nem_lightning.models.em import Iterate
+from nem_lightning.models.grouping import frame_pair
+from nem_lightning.models.likelihoods import Likelihood
+
+if TYPE_CHECKING:
+    from nem_lightning.models.em import Iterate
 
 
 class StepLoss(NamedTuple):
@@ -40,7 +44,7 @@ class NeuralEMLoss:
 
     def __init__(
         self,
-        likelihood,
+        likelihood: Likelihood,
         prior: float = 0.0,
         prior_weight: float = 1.0,
         step_weights: str | Sequence[float] = "last",
@@ -69,31 +73,34 @@ class NeuralEMLoss:
         Raises:
             InputError: ``step_weights`` is a list of another length.
         """
-        if self.step_weights == "last":
-            return [0.0] * (num_steps - 1) + [1.0]
-        if self.step_weights == "all":
-            return [1 / num_steps] * num_steps
+        if isinstance(self.step_weights, str):
+            return [0.0] * (num_steps - 1) + [1.0] if self.step_weights == "last" else [1 / num_steps] * num_steps
         require(
             len(self.step_weights) == num_steps,
             f"step_weights: has {len(self.step_weights)} weights, must have one for each of the {num_steps} steps",
         )
         return self.step_weights
 
-    def of_step(self, image: Tensor, iterate: Iterate) -> StepLoss:
-        """Equation 5 for the iterate after one step. ``image`` is the clean one, (B, C, H, W)."""
+    def of_step(self, target: Tensor, iterate: "Iterate") -> StepLoss:
+        """Give equation 5 for the iterate after one step. ``target`` is the clean frame, (B, C, H, W)."""
         gamma = iterate.responsibilities  # (B, K, 1, H, W)
-        log_prob = self.likelihood.log_prob(image.unsqueeze(1), iterate.params)
+        log_prob = self.likelihood.log_prob(target.unsqueeze(1), iterate.params)
         kl = self.likelihood.kl_from_prior(self.prior, iterate.params)
-        intra = -(gamma * log_prob).sum() / len(image)
-        inter = ((1 - gamma) * kl).sum() / len(image)
+        intra = -(gamma * log_prob).sum() / len(target)
+        inter = ((1 - gamma) * kl).sum() / len(target)
         return StepLoss(intra + self.prior_weight * inter, intra, inter)
 
-    def __call__(self, image: Tensor, trajectory: list[Iterate]) -> Tensor:
-        """The loss to minimise. Steps of weight 0 are not computed."""
+    def __call__(self, frames: Tensor, trajectory: Sequence["Iterate"]) -> Tensor:
+        """Give the loss to minimise. Steps of weight 0 are not computed.
+
+        Args:
+            frames: the clean ones, (B, F, C, H, W).
+            trajectory: the iterates after steps 1 to T.
+        """
         weights = self.weights(len(trajectory))
         counted = [
-            weight * self.of_step(image, iterate).total
-            for weight, iterate in zip(weights, trajectory, strict=True)
+            weight * self.of_step(frame_pair(frames, t)[1], iterate).total
+            for t, (weight, iterate) in enumerate(zip(weights, trajectory, strict=True), start=1)
             if weight > 0
         ]
         return torch.stack(counted).sum()

@@ -1,6 +1,6 @@
 """The M-step: from what each component has yet to explain, to its new state and means.
 
-An M-step is a module that is called with ``residual`` (B, K, C, H, W) and ``state`` (B, K, D), and
+An M-step (:class:`MStep`) is a module that is called with ``residual`` (B, K, C, H, W) and ``state`` (B, K, D), and
 gives the new ``state`` (B, K, D) and ``params`` (B, K, C, H, W). Weights are shared over the K
 components. It has two attributes: ``image_shape`` (C, H, W) and ``state_size`` D.
 """
@@ -13,11 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from nem_lightning.errors import InputError, require, require_count, require_flag, require_positive
+from nem_lightning.models.grouping import checked_shape
+
+
+class MStep(nn.Module):
+    """An M-step: a module called with ``residual`` and ``state``, as this file's first lines say."""
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    state_size: int
+    """D."""
+
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
 
-class GradientMStep(nn.Module):
+class GradientMStep(MStep):
     """N-EM: one step of gradient ascent on the expected log likelihood Q (equation 4).
 
     The decoder is f(theta) = s(theta) W^T with s the sigmoid; f gives logits (Bernoulli) or means
@@ -43,7 +54,7 @@ class GradientMStep(nn.Module):
 
     def __init__(self, image_shape: Sequence[int], hidden_size: int = 250, step_size: float = 1.0) -> None:
         super().__init__()
-        self.image_shape = _checked_shape(image_shape)
+        self.image_shape = checked_shape(image_shape)
         require_count("hidden_size", hidden_size)
         require_positive("step_size", step_size)
         self.state_size = hidden_size
@@ -63,7 +74,7 @@ class GradientMStep(nn.Module):
         return (torch.sigmoid(state) @ self.weight.T).unflatten(-1, self.image_shape)
 
 
-class RecurrentMStep(nn.Module):
+class RecurrentMStep(MStep):
     """RNN-EM: a recurrent network in place of the gradient step.
 
         theta' = activation(norm(U encoder(residual) + V theta + b)),      params = decoder(theta').
@@ -95,7 +106,7 @@ class RecurrentMStep(nn.Module):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.image_shape = _checked_shape(image_shape)
+        self.image_shape = checked_shape(image_shape)
         require_count("hidden_size", hidden_size)
         if activation not in ACTIVATIONS:
             raise InputError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
@@ -154,12 +165,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def _output_of(module: nn.Module, example: Tensor) -> Tensor:
     with evaluating(module):  # batch normalisation takes no single image while training, and would count it
         return module(example)
-
-
-def _checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
-    shape = tuple(image_shape)
-    require(
-        len(shape) == 3 and all(size >= 1 for size in shape),
-        f"image_shape={list(shape)}: must be [channels, height, width], each at least 1",
-    )
-    return shape

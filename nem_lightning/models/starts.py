@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nem_lightning.models.likelihoods import Likelihood
+
 SPREAD = 1 / 6
-"""How far a seed reaches, in sides of the image."""
+"""How far a region reaches, in sides of the image."""
 
 
 def noise(image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Tensor:
@@ -23,7 +25,7 @@ def noise(image: Tensor, num_components: int, generator: torch.Generator | None 
     return gamma.div_(gamma.sum(1, keepdim=True))
 
 
-def seeds(image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Tensor:
+def bright_regions(image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Tensor:
     """A round region around each of K bright pixels that lie apart: for images (B, C, H, W), (B, K, 1, H, W).
 
     The pixels are drawn as the centres of k-means++ are: each with a probability proportional to its brightness times
@@ -50,30 +52,44 @@ def seeds(image: Tensor, num_components: int, generator: torch.Generator | None 
     return gamma.view(batch, num_components, 1, height, width)
 
 
-STARTS = {"noise": noise, "seeds": seeds}
+STARTS = {"noise": noise, "bright_regions": bright_regions}
 
 
-def energy(image: Tensor, params: Tensor, responsibilities: Tensor) -> Tensor:
-    """How badly K components explain a binary image that is the union of its objects, in nats.
+def energy(likelihood: Likelihood, image: Tensor, params: Tensor, responsibilities: Tensor) -> Tensor:
+    """Say how badly K components explain an image, in nats; the start of the lowest energy is kept.
+
+    For real pixels, the negative log likelihood (equation 1), and M KL(u || pi) for evenness:
+
+        - sum_n log sum_k pi_k P(x_n | mu_kn)  +  M KL(u || pi).
+
+    A binary image is the union of its objects, so a bright pixel is explained by its component, a dark one by all:
 
         - sum_n x_n sum_k gamma_nk log mu_kn  -  sum_n (1 - x_n) sum_k log(1 - mu_kn)  +  M KL(u || pi).
 
-    A bright pixel is explained by its component, a dark one by all of them; u are the shares of the M bright pixels
-    that the components take, and pi is uniform. Unlike equation 5 this does not charge components for overlapping,
-    which favours groupings where one component takes overlapping objects and another none.
+    u are the shares of M pixels that the components take: of all pixels of a real image, and of the bright ones of a
+    binary one; pi is uniform. Unlike equation 5, the energy of binary pixels does not charge components for
+    overlapping, which favours groupings in which one component takes overlapping objects and another takes none.
 
     Args:
-        image: (B, C, H, W), 0 or 1.
-        params: (B, K, C, H, W), logits of mu.
+        likelihood: of the pixels.
+        image: (B, C, H, W).
+        params: (B, K, C, H, W).
         responsibilities: gamma, (B, K, 1, H, W).
 
     Returns:
         (B,).
     """
     image = image.unsqueeze(1)
+    if not likelihood.binary:
+        log_prob = likelihood.log_prob(image, params) - math.log(params.shape[1])
+        return _unevenness(responsibilities) - log_prob.logsumexp(1).sum((1, 2, 3))
     taken = responsibilities * image
     surprise = F.softplus(params * (1 - 2 * image))  # -log P(x | mu)
-    bright = taken.flatten(2).sum(2)  # M u, (B, K)
-    total = bright.sum(1, keepdim=True)
-    uneven = torch.xlogy(bright, bright / total.clamp_min(1e-9)).sum(1) + total[:, 0] * math.log(params.shape[1])
-    return torch.linalg.vecdot((1 - image + taken).flatten(1), surprise.flatten(1)) + uneven
+    return torch.linalg.vecdot((1 - image + taken).flatten(1), surprise.flatten(1)) + _unevenness(taken)
+
+
+def _unevenness(taken: Tensor) -> Tensor:
+    """Give M KL(u || pi): (B, K, ...) -> (B,)."""
+    shares = taken.flatten(2).sum(2)  # M u, (B, K)
+    total = shares.sum(1, keepdim=True)
+    return torch.xlogy(shares, shares / total.clamp_min(1e-9)).sum(1) + total[:, 0] * math.log(shares.shape[1])

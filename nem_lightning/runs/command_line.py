@@ -9,14 +9,15 @@ import math
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,10 @@ from rich.text import Text
 
 from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count
 from nem_lightning.headings import Heading
+
+if TYPE_CHECKING:
+    from nem_lightning.figures import Pictures
+    from nem_lightning.training.module import GroupingModule
 
 # Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
@@ -81,30 +86,39 @@ def set_seed(seed: int) -> None:
     seed_everything(seed, verbose=False)
 
 
-def scores_of_test(module, split: str) -> dict[str, object]:
-    """The part of ``scores.json`` that is about a test.
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Give a configuration as plain values, with all interpolations resolved."""
+    found = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}
+
+
+def scores_of_test(module: "GroupingModule", split: str) -> dict[str, Any]:
+    """Give what ``scores.json`` says of a test.
 
     Args:
-        module: the :class:`~nem_lightning.training.module.GroupingModule` that was tested.
+        module: what was tested; without scores if no image was.
         split: the images: "train", "val" or "test".
     """
-    scores = module.test_scores  # None if no image was tested
+    scores, model = module.test_scores, module.model
     return {
         "split": split,
         "num_images": scores.num_images if scores else 0,
         "unscored_images": scores.unscored_images if scores else 0,
-        "num_components": module.model.num_components,
-        "num_steps": module.model.num_steps,
-        "num_starts": module.model.num_starts,
+        "num_components": model.num_components,
+        "num_steps": model.num_steps,
+        "num_starts": model.num_starts,
         "seed": module.seed,
         "headings": scores.headings if scores else {},
         "by_step": scores.by_step if scores else [],
     }
 
 
-def best_of(num_starts: int) -> str:
-    """What a title says if each grouping is the best of several starts."""
-    return f", the best of {num_starts} starts" if num_starts > 1 else ""
+def print_saved_scores(title: str, scores: Mapping[str, Any], console: Console) -> None:
+    """Print what ``scores.json`` holds, a row for each step."""
+    starts = f", the best of {scores['num_starts']} starts" if scores["num_starts"] > 1 else ""
+    headings = {name: Heading(*heading) for name, heading in scores["headings"].items()}
+    print_scores_by_step(title + starts, headings, scores["by_step"], console)
 
 
 def print_scores_by_step(
@@ -112,11 +126,11 @@ def print_scores_by_step(
 ) -> None:
     """Print a table: a row for each step, a column for each score with a title; NaN is "-".
 
-    If the console is too narrow for all columns, several tables below each other.
+    If the console is too narrow for all columns, print several tables below each other.
 
     Args:
         title: above the table.
-        headings: by name of the score, as in ``scores.json``.
+        headings: by name of the score.
         by_step: a value for each name, after each step.
         console: where to print.
     """
@@ -145,15 +159,19 @@ def print_scores_by_step(
 
 @dataclass(frozen=True)
 class Place:
-    """Where something lies, and what it is called on the screen."""
+    """Where something lies, with the label that it is printed with."""
 
     label: str
     where: object
 
 
-def print_places(places: Iterable[Place], console: Console) -> None:
+def places_of(pictures: "Pictures") -> list[Place]:
+    """Label the pictures of a model's groupings."""
+    return [Place("groupings by step", pictures.groupings), Place("gallery", pictures.gallery)]
+
+
+def print_places(places: Sequence[Place], console: Console) -> None:
     """Print a line for each place, never cut."""
-    places = list(places)
     width = max(len(place.label) for place in places)
     for place in places:
         console.print(f"{place.label:>{width}}  {place.where}", soft_wrap=True, highlight=False, markup=False)

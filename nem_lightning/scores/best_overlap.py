@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
-from nem_lightning.scores.mutual_information import MeanOverImages, contingency_table
-
-VOID = 255
-"""Pixels of this group are not looked at: in Pascal VOC, what its annotators left open."""
+from nem_lightning.headings import Heading
+from nem_lightning.scores.base import VOID, MeanOverImages, contingency_table
 
 
 def mean_best_overlap(labels: Tensor, groups: Tensor) -> Tensor:
@@ -14,12 +12,12 @@ def mean_best_overlap(labels: Tensor, groups: Tensor) -> Tensor:
 
     For each true object, the largest intersection over union with any one predicted segment; several objects
     may have the same best segment. Segments are compared as they are, whole: their background pixels count in
-    the union (unlike in :func:`~nem_lightning.scores.mutual_information.adjusted_rand_index`, which leaves the background out).
+    the union (unlike in the adjusted Rand index, which leaves the background out).
     Void pixels count nowhere, neither in an object nor in a segment.
 
     Args:
         labels: predicted labels, integers from 0, (B, H, W) or (B, N); the segments cover all pixels.
-        groups: true objects, the same shape: 0 is the background, no object; ``VOID`` (255) is void.
+        groups: true objects, the same shape: 0 is the background, no object; ``VOID`` (-1) is void.
 
     Returns:
         (B,) float64 in (0, 1]; NaN for an image without an object.
@@ -37,5 +35,8 @@ def mean_best_overlap(labels: Tensor, groups: Tensor) -> Tensor:
 class MeanBestOverlap(MeanOverImages):
     """Mean over images of :func:`mean_best_overlap`; images without an object are left out and counted."""
 
-    def scores(self, labels: Tensor, groups: Tensor) -> Tensor:
-        return mean_best_overlap(labels, groups).unsqueeze(0)
+    heading = Heading("best overlap")
+
+    def by_image(self, labels: Tensor, groups: Tensor) -> Tensor:
+        """Score each image: (B, H, W), (B, H, W) -> (B,) float64, NaN for an image without an object."""
+        return mean_best_overlap(labels, groups)

@@ -1,114 +1,116 @@
-"""All that is reported of one EM step, over a data set."""
+"""All scores of one EM step, over a data set."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
-from nem_lightning.models.em import Iterate, NeuralEM
-from nem_lightning.models.losses import StepLoss
-from nem_lightning.scores.mutual_information import AdjustedMutualInformation, AdjustedRandIndex
+from nem_lightning.errors import require
+from nem_lightning.headings import Heading
+from nem_lightning.models.grouping import Grouping, GroupingModel
+from nem_lightning.scores.base import Mean, Score
 
 
-class _WeightedMean(Metric):
-    """A mean in which NaN stays NaN, in float64.
+@dataclass(frozen=True)
+class TestScores:
+    """What a test found."""
 
-    torchmetrics' own MeanMetric leaves NaN out, or, where told not to (``nan_strategy="disable"``, 1.9.0),
-    ignores the weights.
-    """
+    __test__ = False  # not a test of pytest's
+
+    headings: dict[str, Heading]
+    """Of each score, by its name."""
+    by_step: list[dict[str, float]]
+    """Of each step, each score by its name."""
+    num_images: int
+    """How many images were tested."""
+    unscored_images: int
+    """How many of them have no scored pixel."""
+
+
+class _Images(Score):
+    """Counts images, and those of them without a scored pixel."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(2, dtype=torch.long), dist_reduce_fx="sum")
+        self.counts: Tensor
 
-    def update(self, value: Tensor, weight: int | Tensor) -> None:
-        self.total += value.double() * weight
-        self.weight += weight
+    def update(self, groups: Tensor) -> None:
+        unscored = (groups <= 0).flatten(1).all(1).sum()
+        self.counts += torch.stack([unscored.new_tensor(len(groups)), unscored])
 
     def compute(self) -> Tensor:
-        return self.total / self.weight
+        return self.counts
 
 
-class StepScores(nn.Module):
-    """Means over images, which add up exactly over batches and processes.
+class ScoreSet(nn.Module):
+    """The scores of one step, and the numbers that a model reports: means over images, exact over processes.
 
-    ======================== ==========================================================================
-    ``ami_max``              adjusted mutual information, normalised by the larger entropy
-    ``ami_arithmetic``       the same, normalised by the mean entropy
-    ``ari``                  adjusted Rand index
-    ``loss``                 equation 5 of this step, nats per image
-    ``loss_intra``           its first term, nats per image
-    ``loss_inter``           its second term before lambda, nats per image
-    ``reconstruction_error`` mean over pixels and channels of (x - sum_k gamma_k mu_k)^2
-    ``confidence``           largest responsibility, mean over scored pixels
-    ``log_likelihood``       equation 1, nats per image
-    ======================== ==========================================================================
+    Args:
+        scores: by name.
+        model: whose numbers are added, after the scores.
+
+    Raises:
+        InputError: a score has the name of a number of the model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scores: Mapping[str, Score], model: GroupingModel) -> None:
         super().__init__()
-        self.groupings = MetricCollection(
-            {
-                "ami_max": AdjustedMutualInformation("max"),
-                "ami_arithmetic": AdjustedMutualInformation("arithmetic"),
-                "ari": AdjustedRandIndex(),
-            },
-            compute_groups=[["ami_max", "ami_arithmetic"], ["ari"]],
-        )
-        names = ("loss", "loss_intra", "loss_inter", "reconstruction_error", "confidence", "log_likelihood")
-        self.means = nn.ModuleDict({name: _WeightedMean() for name in names})
-
-    @property
-    def names(self) -> list[str]:
-        """Of all scores."""
-        return [*self.groupings.keys(keep_base=True), *self.means]
+        for name in scores:
+            require(
+                name not in model.headings, f"scores.{name}: is a number that {type(model).__name__} reports itself"
+            )
+        own = {name: copy.deepcopy(score) for name, score in scores.items()}
+        self.headings = {name: score.heading for name, score in own.items()} | dict(model.headings)
+        self.scores = MetricCollection(dict(own), compute_groups=_sharing(own)) if own else None
+        self.numbers = nn.ModuleDict({name: Mean() for name in model.headings})
+        self.images = _Images()
 
     @torch.no_grad()
-    def update(self, em: NeuralEM, image: Tensor, groups: Tensor, iterate: Iterate, loss: StepLoss) -> None:
+    def update(self, model: GroupingModel, target: Tensor, groups: Tensor, grouping: Grouping) -> None:
         """Add a batch.
 
         Args:
-            em: for the likelihood.
-            image: (B, C, H, W), clean.
-            groups: (B, H, W), 0 where not scored.
-            iterate: after the step.
-            loss: of the step.
+            model: reports its numbers.
+            target: (B, C, H, W), the clean frame that the grouping explains.
+            groups: (B, H, W), of that frame.
+            grouping: after the step.
         """
-        self.groupings.update(iterate.labels, groups)
-        batch = len(image)
-        self.means["loss"].update(loss.total, batch)
-        self.means["loss_intra"].update(loss.intra, batch)
-        self.means["loss_inter"].update(loss.inter, batch)
-        self.means["reconstruction_error"].update(reconstruction_error(image, iterate), batch)
-        scored = groups != 0
-        if scored.any():
-            largest = iterate.responsibilities.amax(1).squeeze(1)  # (B, H, W)
-            self.means["confidence"].update(largest[scored].mean(), scored.sum())
-        self.means["log_likelihood"].update(em.log_likelihood(image, iterate.params).mean(), batch)
+        if self.scores is not None:
+            self.scores.update(
+                labels=grouping.labels,
+                responsibilities=grouping.responsibilities,
+                reconstruction=grouping.reconstruction,
+                target=target,
+                groups=groups,
+            )
+        for name, value in model.report(target, grouping).items():
+            self._number(name).update(value, len(target))
+        self.images.update(groups)
 
     def compute(self) -> dict[str, Tensor]:
-        """Each score by its name, a scalar; NaN where no image had one."""
-        return {**self.groupings.compute(), **{name: mean.compute() for name, mean in self.means.items()}}
+        """Give each score by its name, a scalar; NaN if no image had one."""
+        found = {} if self.scores is None else self.scores.compute()
+        found |= {name: self._number(name).compute() for name in self.numbers}
+        return {name: found[name] for name in self.headings}
 
     def reset(self) -> None:
         """Start over."""
-        self.groupings.reset()
-        for mean in self.means.values():
-            mean.reset()
+        for metric in (self.scores, *map(self._number, self.numbers), self.images):
+            if metric is not None:
+                metric.reset()
 
-    @property
-    def scored(self) -> Tensor:
-        """How many of this process's images had a scored pixel, since the last reset."""
-        return self.groupings["ari"].scored
-
-    @property
-    def unscored(self) -> Tensor:
-        """How many of them had none."""
-        return self.groupings["ari"].unscored
+    def _number(self, name: str) -> Mean:
+        return cast(Mean, self.numbers[name])
 
 
-@torch.no_grad()
-def reconstruction_error(image: Tensor, iterate: Iterate) -> Tensor:
-    """Mean over batch, pixels and channels of (x - sum_k gamma_k mu_k)^2, a scalar."""
-    reconstruction = (iterate.responsibilities * iterate.mean).sum(1)  # (B, C, H, W)
-    return (image - reconstruction).square().mean()
+def _sharing(scores: Mapping[str, Score]) -> list[list[str]]:
+    """Put the names of scores together that add up the same counts."""
+    groups: dict[object, list[str]] = {}
+    for name, score in scores.items():
+        groups.setdefault(type(score) if score.shares_counts else name, []).append(name)
+    return list(groups.values())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.__version__ import version as lightning_version
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
@@ -20,23 +21,23 @@ from nem_lightning import figures
 from nem_lightning.errors import InputError, NonFiniteLoss, require
 from nem_lightning.files import atomic_file
 from nem_lightning.training import checkpoints
-from nem_lightning.training.module import TRAINING, NeuralEMModule
+from nem_lightning.training.module import GroupingModule
 
 log = logging.getLogger(__name__)
 
 
-def require_known_monitors(callbacks: Mapping[str, pl.Callback], module: NeuralEMModule) -> None:
-    """Raise :class:`~nem_lightning.errors.InputError` where a callback watches a score that is not logged.
+def require_known_monitors(callbacks: Mapping[str, pl.Callback], module: GroupingModule) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` if a callback watches a score that is not logged.
 
-    With a module or callbacks of other packages, which may log scores of their own, nothing is said.
+    Modules, models and callbacks of other packages may log scores of their own, so with them nothing is refused.
 
     Args:
         callbacks: by their names under ``callbacks`` in the configuration.
         module: what logs.
     """
-    packages = {type(part).__module__.partition(".")[0] for part in (module, *callbacks.values())}
+    packages = {type(part).__module__.partition(".")[0] for part in (module, module.model, *callbacks.values())}
     if packages <= {"nem_lightning", "pytorch_lightning"}:
-        known = [f"val/{name}" for name in module.val_scores.names] + [f"train/{name}" for name in TRAINING]
+        known = module.logged_names
         for name, callback in callbacks.items():
             monitor = getattr(callback, "monitor", None)
             require(
@@ -48,7 +49,9 @@ def require_known_monitors(callbacks: Mapping[str, pl.Callback], module: NeuralE
 class ProgressBar(RichProgressBar):
     """Lightning's rich progress bar without the run's version number, which takes a line in each epoch's."""
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float]:
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
@@ -73,14 +76,14 @@ class BestCheckpoint(ModelCheckpoint):
         if not state_dict["best_model_path"]:
             return
         best = Path(state_dict["best_model_path"])
-        here = Path(self.dirpath) / best.name
+        here = Path(self.dirpath or ".") / best.name
         best = here if here.is_file() else best  # taken along before, or the whole run was moved
         try:
             checkpoints.contents(best)
         except InputError as error:
             log.warning("%s; the best is looked for from here on", str(error).removeprefix("ckpt_path="))
             return
-        if here.resolve() != best.resolve() and rank_zero_only.rank == 0:
+        if here.resolve() != best.resolve() and rank_zero_only.rank == 0:  # pyright: ignore[reportFunctionMemberAccess]
             with atomic_file(here) as temporary:
                 shutil.copyfile(best, temporary)
         score = state_dict["best_model_score"]
@@ -115,7 +118,7 @@ class StopOnNonFiniteLoss(pl.Callback):
         loss = outputs["loss"]
         step = torch.where(loss.isfinite(), torch.inf, float(trainer.global_step))
         self._first = torch.minimum(self._first, step.to(self._first))
-        every = trainer.log_every_n_steps  # 0: nothing is logged
+        every = trainer.log_every_n_steps  # 0: nothing is logged  # pyright: ignore[reportAttributeAccessIssue]
         if loss.device.type == "cpu" or (every and trainer.global_step % every == 0):
             self._check(trainer)
 
@@ -137,7 +140,8 @@ class StopOnNonFiniteLoss(pl.Callback):
             self._stop(trainer, "loss is", int(step))
 
     def _stop(self, trainer: pl.Trainer, what: str, step: int) -> None:
-        kept = [saver.last_model_path or saver.best_model_path for saver in trainer.checkpoint_callbacks]
+        savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        kept = [saver.last_model_path or saver.best_model_path for saver in savers]
         raise NonFiniteLoss(
             f"the {what} not finite at step {step} (epoch {trainer.current_epoch}); last good checkpoint: "
             f"{(kept and kept[-1]) or 'none, no epoch was finished'}; try a lower model.optimizer.lr"
@@ -168,11 +172,25 @@ class CheckpointOnInterrupt(pl.Callback):
             )
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """Let the next validation start at its first batch: within an epoch, Lightning would go on after the
-        batches of the validation before, and score none."""
-        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.val_loop.batch_progress")
-        if progress is not None:
-            progress["current"] = dict.fromkeys(progress["current"], 0)
+        """Let the next validation start at its first batch.
+
+        Within an epoch, Lightning would go on after the batches of the validation before, and score none:
+        https://github.com/Lightning-AI/pytorch-lightning/issues/19549. Lightning has no public way to change this.
+
+        Raises:
+            RuntimeError: this version of Lightning saves its progress elsewhere.
+        """
+        if "loops" not in checkpoint:  # weights alone
+            return
+        try:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]
+        except KeyError as error:
+            raise RuntimeError(
+                f"Lightning {lightning_version} saves no {error} in its checkpoints; CheckpointOnInterrupt must be "
+                "changed to start validations at their first batch (Lightning issue 19549)"
+            ) from error
+        for name in progress:
+            progress[name] = 0
 
 
 class LogGroupings(pl.Callback):
@@ -190,7 +208,13 @@ class LogGroupings(pl.Callback):
         self._batch: dict[str, Tensor] = {}
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0 and not self._batch:
             self._batch = {name: value[: self.num_images].clone() for name, value in batch.items()}
@@ -199,10 +223,11 @@ class LogGroupings(pl.Callback):
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         if not loggers or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        image, groups = self._batch["image"], self._batch["groups"]
+        assert isinstance(pl_module, GroupingModule)
+        frames, groups = self._batch["frames"], self._batch["groups"]
         with torch.no_grad():
-            trajectory = pl_module(image, generator=pl_module.generator("val", 0))
-        pictures = [figures.groupings(image, groups, trajectory, index) for index in range(len(image))]
+            trajectory = pl_module(frames, generator=pl_module.generator("val", 0))
+        pictures = [figures.groupings(frames, groups, trajectory, index) for index in range(len(frames))]
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 import wandb
@@ -220,15 +245,16 @@ class LogScoresByStep(pl.Callback):
     in which runs can be compared."""
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GroupingModule) and pl_module.test_scores is not None
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 with _surviving(logger):
                     logger.experiment.define_metric("by_step/*", step_metric="by_step/step")
-                    for step, scores in enumerate(pl_module.test_scores_by_step, start=1):
+                    for step, scores in enumerate(pl_module.test_scores.by_step, start=1):
                         row = {f"by_step/{name}": score for name, score in scores.items()}
                         logger.experiment.log({"by_step/step": step, **row})
 
 
 def _surviving(logger: WandbLogger) -> contextlib.AbstractContextManager:
     """That of :class:`nem_lightning.training.loggers.WandbLogger`; Lightning's has none."""
-    return logger.surviving() if hasattr(logger, "surviving") else contextlib.nullcontext()
+    return getattr(logger, "surviving", contextlib.nullcontext)()

@@ -1,7 +1,8 @@
 """Checkpoints that say how their model is built."""
 
 import pickle
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import nn
 
 from nem_lightning.errors import InputError, require
 from nem_lightning.files import atomic_file
-from nem_lightning.training.module import NeuralEMModule
+from nem_lightning.models.corruption import noise_for
+from nem_lightning.models.grouping import GroupingModel
+from nem_lightning.models.likelihoods import likelihood_for
+from nem_lightning.scores.base import Score
+from nem_lightning.training.module import GroupingModule, Optimizer
 
 KEY = "nem_lightning_config"
 TRUSTED = ("nem_lightning", "torch.nn", "torch.optim")
@@ -23,7 +29,7 @@ class SaveConfig(pl.Callback):
     """Puts the run's configuration, plain values, into its checkpoints; :func:`load` reads it.
 
     Args:
-        config: the run's configuration; ``config["model"]`` describes the module.
+        config: the run's configuration; ``config["model"]`` and ``config["module"]`` describe the module.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -50,24 +56,28 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def contents(path: str | Path) -> Any:
-    """What :func:`torch.save` wrote to a file. Runs no code from it.
+    """Read what :func:`torch.save` wrote to a file. Runs no code from the file, and checks all its checksums.
 
     Raises:
-        InputError: no such file, or a truncated one.
+        InputError: no such file, or a file that is cut short or damaged.
     """
     if not Path(path).is_file():
         raise InputError(f"ckpt_path={path}: no such file")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling other files' bytes can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # PyTorch's words advise to trust the file
             reason = "not what torch.save writes of tensors and plain values"
-        raise InputError(f"ckpt_path={path}: not a checkpoint, or cut short ({reason})") from error
+        raise InputError(f"ckpt_path={path}: not a checkpoint, damaged or cut short ({reason})") from error
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of :class:`~nem_lightning.training.module.NeuralEMModule` as a dictionary. Runs no code from the file.
+    """A checkpoint of :class:`GroupingModule` as a dictionary. Runs no code from the file.
 
     Raises:
         InputError: as :func:`contents`, or not a checkpoint of this package.
@@ -94,15 +104,13 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def weights(checkpoint: dict[str, Any], module: NeuralEMModule, path: str | Path) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint that was read from ``path``, for ``module.em``.
+def weights(checkpoint: dict[str, Any], module: nn.Module, path: str | Path) -> dict[str, torch.Tensor]:
+    """Give the whole state in a checkpoint that was read from ``path``, for ``module``.
 
     Raises:
         InputError: weights of other names or shapes than the module's.
     """
-    saved = checkpoint.get("state_dict", {})
-    saved = {name.removeprefix("em."): value for name, value in saved.items() if name.startswith("em.")}
-    expected = module.em.state_dict()
+    saved, expected = checkpoint.get("state_dict", {}), module.state_dict()
     for name in sorted(expected.keys() | saved.keys()):
         given, wanted = (tuple(of[name].shape) if name in of else "none" for of in (saved, expected))
         require(
@@ -119,8 +127,8 @@ def load(
     num_steps: int | None = None,
     num_starts: int | None = None,
     trusted: Sequence[str] | str = (),
-) -> NeuralEMModule:
-    """Build a checkpoint's model and load its weights.
+) -> GroupingModel:
+    """Build a checkpoint's model and load its weights; the model is in evaluation mode.
 
     The configuration in a checkpoint names classes. Only those of this package, ``torch.nn`` and
     ``torch.optim`` are built, unless ``trusted`` names other packages: do so for your own encoder or
@@ -130,35 +138,78 @@ def load(
         path: the checkpoint.
         num_components: K; as trained by default.
         num_steps: T; as trained by default. A list of step weights then no longer fits, and "last" is scored.
-        num_starts: from how many first responsibilities; as trained by default.
+        num_starts: how many starts to choose from; as trained by default.
         trusted: names of packages that the configuration may import, or one name.
 
     Raises:
-        InputError: as :func:`read` and :func:`weights`; a class of another package; K, T or the number of
-            starts below 1; or several starts with Gaussian pixels.
+        InputError: as :func:`read` and :func:`weights`; a class of another package; or a number below 1.
+    """
+    sizes = {"num_components": num_components, "num_steps": num_steps, "num_starts": num_starts}
+    return load_module(path, sizes=sizes, trusted=trusted).model.eval()
+
+
+def load_module(
+    path: str | Path,
+    scores: Mapping[str, Score] | None = None,
+    seed: int | None = None,
+    sizes: Mapping[str, int | None] | None = None,
+    trusted: Sequence[str] | str = (),
+) -> GroupingModule:
+    """Build a checkpoint's module for scoring, and load its whole state.
+
+    Args:
+        path: the checkpoint.
+        scores: by name; none by default.
+        seed: of the random numbers; as trained by default.
+        sizes: ``num_components``, ``num_steps`` and ``num_starts`` by name; None: as trained.
+        trusted: as for :func:`load`.
+
+    Raises:
+        InputError: as :func:`load`.
     """
     checkpoint = read(path)
-    config = dict(checkpoint[KEY]["model"])
+    config = checkpoint[KEY]
+    require(
+        isinstance(config.get("model"), dict) and isinstance(config.get("module"), dict),
+        f"ckpt_path={path}: its configuration describes no model and module",
+    )
+    model, module = dict(config["model"]), dict(config["module"])
     trusted = [trusted] if isinstance(trusted, str) else trusted
-    _require_trusted(config, (*TRUSTED, *trusted), path)
-    if num_components is not None:
-        config["num_components"] = num_components
-    if num_starts is not None:
-        config["num_starts"] = num_starts
-    if num_steps is not None:
-        config["num_steps"] = num_steps
-        if not isinstance(config["loss"]["step_weights"], str):
-            config["loss"] = {**config["loss"], "step_weights": "last"}
+    _require_trusted([model, module], (*TRUSTED, *trusted), path)
+    sizes = sizes or {}
+    for name, value in sizes.items():
+        if value is not None:
+            require(name in model, f"{name}={value}: this model has no such setting")
+            model[name] = value
+    loss = model.get("loss")
+    if sizes.get("num_steps") is not None and isinstance(loss, dict) and isinstance(loss.get("step_weights"), list):
+        model["loss"] = {**loss, "step_weights": "last"}
+    if seed is not None:
+        module["seed"] = seed
     try:
-        module = instantiate(config)
+        built = build(model, module, scores)
     except InstantiationException as error:
         raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
-    module.em.load_state_dict(weights(checkpoint, module, path))
-    return module
+    built.load_state_dict(weights(checkpoint, built, path))
+    return built
+
+
+def build(
+    model: Mapping[str, Any],
+    module: Mapping[str, Any],
+    scores: Mapping[str, Score] | None = None,
+    optimizer: Optimizer | None = None,
+) -> GroupingModule:
+    """Build a model and its module from the settings ``model`` and ``module`` of a configuration.
+
+    Raises:
+        InputError: a setting out of its range; Hydra wraps the error, with the name of the setting.
+    """
+    return instantiate(module, _partial_=True)(model=instantiate(model), scores=scores, optimizer=optimizer)
 
 
 def _require_trusted(config: Any, allowed: Sequence[str], path: str | Path) -> None:
-    """Raise unless every ``_target_`` is a class that was defined in an allowed package."""
+    """Raise :class:`InputError` unless every ``_target_`` is a class that was defined in an allowed package."""
     if isinstance(config, str):
         require("${" not in config, f"ckpt_path={path}: its configuration holds {config!r}; must be a plain value")
     elif isinstance(config, list | tuple):
@@ -168,14 +219,19 @@ def _require_trusted(config: Any, allowed: Sequence[str], path: str | Path) -> N
         if "_target_" in config:
             target = str(config["_target_"])
             known = _is_in(target, allowed)  # before it is imported
-            cls = get_object(target) if known else None
+            found: Any = get_object(target) if known else None
             require(
-                isinstance(cls, type) and _is_in(f"{cls.__module__}.{cls.__qualname__}", allowed),
+                _is_class_or_maker(found) and _is_in(f"{found.__module__}.{found.__qualname__}", allowed),
                 f"ckpt_path={path}: its model needs {target}; allowed are classes of {', '.join(allowed)}; "
                 "add trusted=[package] if you trust it",
             )
         for value in config.values():
             _require_trusted(value, allowed, path)
+
+
+def _is_class_or_maker(found: Any) -> bool:
+    """Say whether something is a class, or one of the functions that make a part of a model."""
+    return isinstance(found, type) or found in (likelihood_for, noise_for)
 
 
 def _is_in(name: str, packages: Sequence[str]) -> bool:

@@ -141,7 +141,7 @@ def print_scores_by_step(
             values = ["-" if math.isnan(row[name]) else format(row[name], spec) for row in by_step]
             width = max(map(len, (*heading.split(), *values)))
             columns.append((width, Text("\n".join(textwrap.wrap(heading, width))), values))
-    console.print(Text(title, style="table.title"), soft_wrap=True)
+    console.print(Text(title if columns else f"{title}: none", style="table.title"), soft_wrap=True)
     while columns:
         table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         left, cells = console.width - len("step"), [steps]

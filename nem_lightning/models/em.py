@@ -243,8 +243,10 @@ class NeuralEM(GroupingModel):
 
     # Training
 
-    def prepare_training(self) -> None:
-        """Look anew whether the fast path applies."""
+    def prepare_training(self, compiled: bool = False) -> None:
+        """Look anew whether the fast path applies, and compile the M-step if ``compiled`` is true."""
+        if compiled:
+            self.m_step.compile()
         self.fast_path.forget()
 
     def training_loss(
@@ -267,8 +269,6 @@ class NeuralEM(GroupingModel):
         return TrainingLoss(self.loss(frames, trajectory), lambda: trajectory[-1])
 
     def _is_fast(self, frames: Tensor, corrupted: Tensor) -> bool:
-        if torch.compiler.is_compiling():
-            return False
         is_own = type(self) is NeuralEM
         reason = self.fast_path.why_not(self, frames, corrupted) if is_own else "the model is a subclass of NeuralEM"
         if reason is not None:

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -17,6 +18,12 @@ from nem_lightning.scores.base import Score
 from nem_lightning.scores.collection import ScoreSet, TestScores
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Step = TypeVar("Step", bound=Callable)
+
+
+def _eagerly(step: Step) -> Step:
+    """Leave a step as it is when ``torch.compile(module)`` is trained: the model chooses what is compiled."""
+    return torch.compiler.disable(step)  # pyright: ignore[reportReturnType]
 
 
 class GroupingModule(pl.LightningModule):
@@ -126,29 +133,30 @@ class GroupingModule(pl.LightningModule):
         return self.model(frames, num_starts=num_starts, generator=generator)
 
     def on_fit_start(self) -> None:
-        self.model.prepare_training()
+        self.model.prepare_training(compiled=self._compiler_ctx is not None)
 
+    @_eagerly
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         generator = self.generator("train", self.current_epoch, batch_idx)
         loss = self.model.training_loss(batch["frames"], epoch=self.current_epoch, generator=generator)
         every = self.trainer.log_every_n_steps  # 0: never  # pyright: ignore[reportAttributeAccessIssue]
         if every and (self.global_step + 1) % every == 0:  # the others' would not be written
-            self._log_training(batch["frames"], loss)  # pyright: ignore[reportCallIssue]  # of compiler.disable
+            self._log_training(batch["frames"], loss)
         return loss.total
 
-    @torch.compiler.disable
+    @torch.no_grad()
     def _log_training(self, frames: Tensor, loss: TrainingLoss) -> None:
-        with torch.no_grad():
-            target, last = frame_pair(frames, self.model.num_steps)[1], loss.last()
-            values = {**self.model.report(target, last), "loss": loss.total.detach()}
-            if last.reconstruction is not None:
-                values["reconstruction_error"] = (target - last.reconstruction).square().mean()
+        target, last = frame_pair(frames, self.model.num_steps)[1], loss.last()
+        values = {**self.model.report(target, last), "loss": loss.total.detach()}
+        if last.reconstruction is not None:
+            values["reconstruction_error"] = (target - last.reconstruction).square().mean()
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss")
 
     def on_validation_epoch_start(self) -> None:
         self.val_set.reset()
 
+    @_eagerly
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         generator = self.generator("val", batch_idx)
         groupings = self.model.groupings(batch["frames"], num_starts=1, generator=generator)
@@ -162,6 +170,7 @@ class GroupingModule(pl.LightningModule):
         for scores in self._test_sets:
             scores.reset()
 
+    @_eagerly
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         groupings = self.model.groupings(batch["frames"], generator=self.generator("test", batch_idx))
         for step, (scores, grouping) in enumerate(zip(self._test_sets, groupings, strict=True), start=1):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_hex
 
 from nem_lightning.report.svg import Line, draw
 from nem_lightning.report.sweep import Configuration, Setting, Sweep, best_first, shown
@@ -156,5 +157,4 @@ def _finite(points: dict[float, float | None]) -> dict[float, float]:
 def _shades(count: int) -> list[tuple[str, str]]:
     """In order from dark to bright, each visible on its ground."""
     colours, shades = matplotlib.colormaps["viridis"], np.linspace(0, 1, count)
-    to_hex = matplotlib.colors.to_hex
     return [(to_hex(colours(0.82 * s)), to_hex(colours(0.36 + 0.64 * s))) for s in shades]

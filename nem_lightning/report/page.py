@@ -147,7 +147,9 @@ def _pictures(sweep: Sweep) -> list[Pictures]:
     size, found = 0, {}
     for one in best_first(sweep.configurations):
         run = one.best_run
-        urls = _picture_urls(run) if run is not None else {}
+        if run is None:
+            continue
+        urls = _picture_urls(run)
         size += sum(map(len, urls.values()))
         if size > PICTURE_BYTES:
             break

@@ -14,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 # Colours that stand for CSS variables until the SVG is written.
 _MUTED, _GRID, _LINE = "#010000", "#010001", "#0101{:02x}"
@@ -81,7 +81,7 @@ def draw(
         means: the lines and their bands.
     """
     values = [y for line in lines for seed in line.seeds for y in seed.values()]
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=(5, 3.3), layout="constrained")
         figure.patch.set_visible(False)
         ax = figure.subplots()
@@ -116,7 +116,8 @@ def draw(
 def _draw_means(ax: Axes, line: Line, colour: str) -> list[Artist]:
     xs = sorted(set().union(*line.seeds))
     by_x = [np.array([seed[x] for seed in line.seeds if x in seed]) for x in xs]
-    drawn = ax.plot(
+    drawn: list[Artist] = []
+    drawn += ax.plot(
         xs,
         [ys.mean() for ys in by_x],
         color=colour,
@@ -143,7 +144,7 @@ def _ticks(axis: Axis) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
-        axis.get_major_formatter().set_useOffset(False)
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
 def _for_a_page(svg: str, variables: dict[str, str]) -> str:

@@ -94,13 +94,15 @@ class RunFolder:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process runs the run."""
+        """Whether a process runs the run; False on Windows, which has no such locks."""
+        if fcntl is None:
+            return False
         try:
             with open(self.path / ".lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except (OSError, AttributeError):  # no lock, or none here
+        except OSError:  # there is no lock
             pass
         return False
 

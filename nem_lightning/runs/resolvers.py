@@ -35,7 +35,7 @@ def run_in_sweep(seed: int) -> str:
     return name_of_run(list(hydra.overrides.task), list(hydra.job.config.override_dirname.exclude_keys), seed)
 
 
-def tasks_per_node(devices: object) -> int:
+def tasks_per_node(devices: int | str) -> int:
     """The number of processes of a job on each machine: one for each device.
 
     Raises:
@@ -47,7 +47,7 @@ def tasks_per_node(devices: object) -> int:
         raise InputError(f"trainer.devices={devices}: must be a number in a sweep of jobs of their own") from None
 
 
-def gpus_per_node(trainer: str, devices: object) -> int | None:
+def gpus_per_node(trainer: str, devices: int | str) -> int | None:
     """The number of GPUs that a job asks for on each machine; None with ``trainer=cpu``."""
     return None if trainer == "cpu" else tasks_per_node(devices)
 

@@ -53,7 +53,8 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every, batches = trainer.log_every_n_steps or 50, trainer.accumulate_grad_batches  # 0: nothing is logged
+        every = trainer.log_every_n_steps or 50  # 0: nothing is logged  # pyright: ignore[reportAttributeAccessIssue]
+        batches = trainer.accumulate_grad_batches
         looks = trainer.world_size == 1 or batch_idx // batches % every == 0
         accumulates = (batch_idx + 1) % batches and not trainer.is_last_batch
         if looks and not accumulates and not self._validation_comes_next(trainer, batch_idx):
@@ -92,7 +93,7 @@ def exit_after_signal(stop: SIGTERMException) -> NoReturn:
         of_submitit = signal.getsignal(number)
         if callable(of_submitit):
             of_submitit(number, None)  # counts the restarts; ends the process
-        elif "SLURM_JOB_ID" in os.environ and rank_zero_only.rank == 0:
+        elif "SLURM_JOB_ID" in os.environ and rank_zero_only.rank == 0:  # pyright: ignore[reportFunctionMemberAccess]
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
             log.info("requeued job %s", os.environ["SLURM_JOB_ID"])
     raise SystemExit(128 + number)

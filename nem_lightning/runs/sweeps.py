@@ -90,12 +90,12 @@ def keep_going_without_killed_jobs() -> Iterator[None]:
 
     original, killed = Job.results, []
 
-    def results(job: Job) -> list[JobReturn]:
+    def results(self: Job) -> list[JobReturn]:
         try:
-            return original(job)
+            return original(self)
         except UncompletedJobError as error:
-            killed.append(job)
-            log.error("job %s was killed; its output is in %s", job.job_id, job.paths.folder)
+            killed.append(self)
+            log.error("job %s was killed; its output is in %s", self.job_id, self.paths.folder)
             if _ends_at_failures():
                 return [JobReturn(status=JobStatus.COMPLETED, _return_value=float("nan"))]
             return [JobReturn(status=JobStatus.FAILED, _return_value=error)]
@@ -159,7 +159,7 @@ def join_processes_of_job() -> None:
 
         rank = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True).rank
         os.environ["NODE_RANK"] = "0"
-        rank_zero_only.rank = rank
+        rank_zero_only.rank = rank  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def print_sweep_summary() -> None:

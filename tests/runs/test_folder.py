@@ -89,7 +89,8 @@ def test_a_killed_job_gives_a_result_while_a_sweep_runs_and_no_longer(
 ):
     in_sweep_of(tmp_path, sweeper)
     original, job = Job.results, Job(tmp_path, "1")
-    job.watcher = SimpleNamespace(is_done=lambda *_, **__: True, get_state=lambda *_, **__: "KILLED")
+    watcher = SimpleNamespace(is_done=lambda *_, **__: True, get_state=lambda *_, **__: "KILLED")
+    monkeypatch.setattr(job, "watcher", watcher)
     monkeypatch.setattr(Job, "_results_timeout_s", 0)
     with pytest.raises(ending or SystemExit), sweeps.keep_going_without_killed_jobs():
         (result,) = job.results()

@@ -27,7 +27,7 @@ class ReconstructionError(WeightedMean):
 class Confidence(WeightedMean):
     """The largest responsibility, mean over scored pixels."""
 
-    heading = Heading("confi- dence")
+    heading = Heading("confidence")
     higher_is_better = True
 
     def update(self, responsibilities: Tensor, groups: Tensor) -> None:

@@ -7,9 +7,11 @@ from rich.console import Console
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from nem_lightning.errors import require
-from nem_lightning.runs import command_line
+from nem_lightning.runs import command_line, threads
 from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import SCORES, RunFolder
+
+threads.spin_less()  # before PyTorch is imported
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

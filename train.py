@@ -9,9 +9,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
-from nem_lightning.runs import command_line, sweeps
+from nem_lightning.runs import command_line, sweeps, threads
 from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import RunFolder
+
+threads.spin_less()  # before PyTorch is imported
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

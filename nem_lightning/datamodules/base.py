@@ -109,6 +109,8 @@ class FramesDataModule(pl.LightningDataModule):
 
     image_shape: tuple[int, int, int]
     binary: bool
+    test_stage: str = "test"
+    """Which images a test is of."""
 
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
@@ -123,7 +125,7 @@ class FramesDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read what ``stage`` ("fit", "validate", "test" or None for all) needs into memory, once."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage or "", STAGES)
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": (self.test_stage,)}.get(stage or "", STAGES)
         for name in wanted:
             self._load_once(name)
 
@@ -150,7 +152,7 @@ class FramesDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Give the test batches."""
-        return self.eval_dataloader("test")
+        return self.eval_dataloader(self.test_stage)
 
     def eval_dataloader(self, stage: str) -> DataLoader[Batch]:
         """Give the images of any stage in their order, each once."""

@@ -2,7 +2,7 @@
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from nem_lightning.errors import require
@@ -29,12 +29,12 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     command_line.set_seed(config.seed)
     sizes = {name: config[name] for name in ("num_components", "num_steps", "num_starts")}
     scores = instantiate(config.scores)
-    module = checkpoints.load_module(config.ckpt_path, scores, config.seed, config.trusted, **sizes)
+    module = checkpoints.load_module(config.ckpt_path, scores, config.seed, sizes, config.trusted)
     datamodule = instantiate(config.data)
     module.model.check_images(datamodule.image_shape, datamodule.binary)
     datamodule.prepare_data()
     images = datamodule.eval_dataloader(config.split)  # errors in the data are said before the folder is taken
-    folder.claim(OmegaConf.to_container(config, resolve=True), again=False)
+    folder.claim(command_line.plain(config), again=False)
     trainer = instantiate(config.trainer, logger=False)
     trainer.test(module, images, verbose=False)
 

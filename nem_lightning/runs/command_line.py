@@ -94,6 +94,13 @@ def set_seed(seed: int) -> None:
     seed_everything(seed, verbose=False)
 
 
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Give a configuration as plain values, with all interpolations resolved."""
+    found = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}
+
+
 def scores_of_test(module: "GroupingModule", split: str) -> dict[str, Any]:
     """Give what ``scores.json`` says of the images that ``module`` was tested on."""
     scores, model = module.test_scores, module.model

@@ -185,7 +185,7 @@ def test_it_leaves_global_hooks_to_the_loop():
 def test_a_subclass_goes_by_the_loop():
     em, frames = change("nothing")
     em.__class__, em.fast = OwnEM, True
-    with pytest.raises(InputError, match="fast=true: the fast path does not apply, because it is a subclass of Neural"):
+    with pytest.raises(InputError, match="fast=true: the fast path does not apply, because the model is a subclass of"):
         em.training_loss(frames)
 
 

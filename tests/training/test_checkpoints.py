@@ -74,7 +74,7 @@ def test_a_module_for_scoring_takes_its_seed_and_scores(trained):
     _, path = trained
     module = checkpoints.load_module(path)
     assert module.seed == 3 and module.optimizer is None and module.val_set.headings == module.model.headings
-    module = checkpoints.load_module(path, {"ari": AdjustedRandIndex()}, seed=4, num_starts=2)
+    module = checkpoints.load_module(path, {"ari": AdjustedRandIndex()}, seed=4, sizes={"num_starts": 2})
     assert module.seed == 4 and module.model.num_starts == 2 and next(iter(module.val_set.headings)) == "ari"
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from tiny import TinySequences
+from torch.utils.data import DistributedSampler
 
-from nem_lightning.datamodules.base import TensorFrames
+from nem_lightning.datamodules.base import EachOnce, TensorFrames
 from nem_lightning.errors import InputError
 
 
@@ -32,3 +33,11 @@ def test_pixels_are_divided_by_the_scale_and_groups_keep_void():
 def test_shapes_that_do_not_fit(frames, groups):
     with pytest.raises(InputError, match=r"must be \(N, F, C, H, W\) and \(N, F, H, W\)"):
         TensorFrames(torch.zeros(frames), torch.zeros(groups))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_item_is_on_exactly_one_process_and_lightning_leaves_it_there(world):
+    """Lightning takes apart what other samplers give: half of the images would not be scored."""
+    samplers = [EachOnce(7, world, rank) for rank in range(world)]
+    assert sorted(index for sampler in samplers for index in sampler) == list(range(7))
+    assert sum(map(len, samplers)) == 7 and all(isinstance(sampler, DistributedSampler) for sampler in samplers)

@@ -76,8 +76,10 @@ class ResumableLoader(DataLoader[Batch]):
         return itertools.islice(super().__iter__(), skip, None)
 
 
-class EachOnce(Sampler[int]):
+class EachOnce(DistributedSampler):
     """Every item in its order, each on exactly one of several processes.
+
+    It is a DistributedSampler, or Lightning would distribute what it gives once more, and half of it would be left out.
 
     Args:
         count: how many items there are.
@@ -86,6 +88,7 @@ class EachOnce(Sampler[int]):
     """
 
     def __init__(self, count: int, world: int, rank: int) -> None:
+        super().__init__(range(count), world, rank, shuffle=False)  # pyright: ignore[reportArgumentType]
         self.indices = range(rank, count, world)
 
     def __iter__(self) -> Iterator[int]:

@@ -153,7 +153,7 @@ class StopOnNonFiniteLoss(pl.Callback):
         kept = [saver.last_model_path or saver.best_model_path for saver in savers]
         raise NonFiniteLoss(
             f"the {what} not finite at step {step} (epoch {trainer.current_epoch}); last good checkpoint: "
-            f"{(kept and kept[-1]) or 'none, no epoch was finished'}; try a lower model.optimizer.lr"
+            f"{(kept and kept[-1]) or 'none, no epoch was finished'}; try a lower optimizer.lr"
         )
 
 

@@ -177,9 +177,7 @@ def test_the_image_shape_follows_the_data(tmp_path, data_dir):
 
 def test_natural_images_are_scored_by_overlap_too(tmp_path, data_dir):
     for script in ("train", "evaluate"):
-        shapes, voc = (
-            composed(script, [f"data={data}"], tmp_path, data_dir).scores for data in ("shapes", "voc")
-        )
+        shapes, voc = (composed(script, [f"data={data}"], tmp_path, data_dir).scores for data in ("shapes", "voc"))
         assert set(shapes) == {"ami_max", "ami_arithmetic", "ari", "reconstruction_error", "confidence"}
         assert set(voc) == {*shapes, "mean_best_overlap"}
 

@@ -241,5 +241,7 @@ def test_fast_true_raises_the_reason_and_auto_logs_it_once(kind, monkeypatch, ca
         em.training_loss(frames)
     assert caplog.messages == [said, said]
     em.fast = True
-    with pytest.raises(InputError, match=f"fast=true: the fast path does not apply, because {re.escape(REASONS[kind])}"):
+    with pytest.raises(
+        InputError, match=f"fast=true: the fast path does not apply, because {re.escape(REASONS[kind])}"
+    ):
         em.training_loss(frames)

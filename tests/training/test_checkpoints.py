@@ -216,6 +216,8 @@ def test_a_module_with_a_weight_of_its_own_is_restored_whole(tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["state_dict"]["temperature"]
     torch.save(checkpoint, path)
-    with pytest.raises(InputError, match=r"model.ckpt: does not fit this model: temperature is none in the check") as error:
+    with pytest.raises(
+        InputError, match=r"model.ckpt: does not fit this model: temperature is none in the check"
+    ) as error:
         checkpoints.load_module(path, trusted="module_of_my_own")
     assert "\n" not in str(error.value)

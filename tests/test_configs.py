@@ -129,7 +129,7 @@ def test_the_best_known_settings_are_the_defaults(tmp_path, data_dir):
         assert type(em.m_step) is m_step and (em.init, em.num_starts) == ("bright_regions", 16)
         assert not em.differentiate_responsibilities and em.corruption.prob == noise
         assert em.loss.step_weights == "all" and config.optimizer.lr == 2e-2 and config.module.decay
-        assert config.trainer.max_epochs == 2 and getattr(em.m_step, "norm", None) is not None or name == "nem"
+        assert (config.trainer.max_epochs == 2 and getattr(em.m_step, "norm", None) is not None) or name == "nem"
 
 
 @pytest.mark.parametrize("logger", files("logger"))

@@ -167,7 +167,7 @@ class VOCDataModule(FramesDataModule):
         resized = np.array(mask.resize(self.image_shape[1:], Image.Resampling.NEAREST))
         require(
             resized.ndim == 2 and resized.dtype == np.uint8,
-            f"{path}: has {resized.ndim - 2} channels of {resized.dtype}; masks must be palette or grey images of 8 bits",
+            f"{path}: is {resized.dtype} with {resized.ndim} dimensions; masks must be palette or grey, of 8 bits",
         )
         return resized
 

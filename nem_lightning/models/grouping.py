@@ -222,7 +222,7 @@ class GroupingModel(nn.Module, abc.ABC):
         weight = next(self.parameters(), frames)
         require(
             frames.is_floating_point() and frames.device == weight.device,
-            f"frames are {frames.dtype} on {frames.device}: must be floating-point numbers on {weight.device}, as the model",
+            f"frames are {frames.dtype} on {frames.device}: must be floating-point, on {weight.device} as the model",
         )
         require(
             shape[1] == 1 or shape[1] > num_steps,

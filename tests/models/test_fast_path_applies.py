@@ -137,7 +137,9 @@ REASONS = {
     "prior weight": "the prior is 0.0 with weight 2.0, not black with weight 1",
     "smoothing": "smoothing is 0.0",
     "grey image": "pixels are not all 0 or 1",
-    "single precision image": "images are torch.float32 and weights torch.float64: both must be float32, or both float64",
+    "single precision image": (
+        "images are torch.float32 and weights torch.float64: both must be float32, or both float64"
+    ),
     "half precision": "images are torch.float16 and weights torch.float16: both must be float32, or both float64",
     "sequence": "frames are sequences",
     "GPU": "images are on meta and weights on cpu: both must be on a CPU",

@@ -293,7 +293,7 @@ def test_no_scores_are_a_set_too():
 
 
 def test_a_score_named_like_a_number_of_the_model():
-    with pytest.raises(InputError, match="scores.loss: is a number that NeuralEM reports itself"):
+    with pytest.raises(InputError, match=r"scores\.loss: is a number that NeuralEM reports itself"):
         ScoreSet({"loss": AdjustedRandIndex()}, tiny_model())
 
 

@@ -148,7 +148,7 @@ def test_weights_that_are_missing_or_of_another_shape(trained, saved):
 
 def test_own_classes_can_be_trusted(saved):
     path = with_config(saved, with_model(m_step={**M_STEP, "encoder": {"_target_": "flatten_of_my_own.MyFlatten"}}))
-    with pytest.raises(InputError, match="its model needs flatten_of_my_own.MyFlatten"):
+    with pytest.raises(InputError, match=r"its model needs flatten_of_my_own\.MyFlatten"):
         checkpoints.load(path)
     checkpoints.load(path, trusted=["flatten_of_my_own"])
     checkpoints.load(path, trusted="flatten_of_my_own")

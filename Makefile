@@ -12,7 +12,7 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/basedpyright
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 reproduce: $(VENV)/installed

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
+import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from benchmarks import plain, timing
 from nem_lightning.runs import command_line  # noqa: F401 (what the configs may call)
 from nem_lightning.training import checkpoints

@@ -83,7 +83,7 @@ class NeuralEM(GroupingModel):
         "loss": Heading("loss (nats)", ".5g"),
         "loss_intra": Heading("", ".5g"),
         "loss_inter": Heading("", ".5g"),
-        "log_likelihood": Heading("log lik. (nats)", ".5g"),
+        "log_likelihood": Heading("log likelihood (nats)", ".5g"),
     }
 
     def __init__(

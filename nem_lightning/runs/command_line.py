@@ -1,11 +1,14 @@
 """What ``train.py`` and ``evaluate.py`` share: errors in one line, the summary at the end.
 
-Importing this imports neither PyTorch nor Lightning, which take seconds: ``--help`` needs neither.
+Importing this module imports neither PyTorch nor Lightning, which take seconds: ``--help`` needs neither.
 """
 
 import contextlib
+import io
 import logging
+import math
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count
 from nem_lightning.headings import Heading
@@ -27,44 +32,50 @@ if TYPE_CHECKING:
     from nem_lightning.figures import Pictures
     from nem_lightning.training.module import GroupingModule
 
+for stream in (sys.stdout, sys.stderr):  # nothing printed may end a run in a terminal that lacks a character
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+
 # Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 
 
-def _cuda_or_cpu() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-# What the configs may call, as in ${cuda_or_cpu:}
-OmegaConf.register_new_resolver("cuda_or_cpu", _cuda_or_cpu, replace=True)
-OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).name, replace=True)
-
-
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Let bad input end the program with one line, naming the full setting, instead of a traceback."""
+    """End the program with one line that names the setting, not a traceback, if the input is bad."""
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     try:
         yield
     except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            _, found, node = str(error).rpartition("full_key: ")
-            raise CompactHydraException(f"{node}.{error.__cause__}" if found else str(error.__cause__)) from None
-        raise
-    except (InputError, NonFiniteLoss) as error:
-        raise CompactHydraException(str(error)) from None
+        _, found, node = str(error).rpartition("full_key: ")
+        cause = error.__cause__ or error
+        between = "." if isinstance(cause, InputError) else ": "
+        raise _one_line(f"{node}{between}{cause}" if found else str(cause)) from error
+    except (InputError, NonFiniteLoss, MisconfigurationException) as error:
+        raise _one_line(str(error)) from error
+    except OmegaConfBaseException as error:
+        named = f"{error.full_key}: " if error.full_key else ""
+        raise _one_line(f"{named}{error.msg or error}".partition("    full_key")[0]) from error
     except SIGTERMException as stop:
-        from nem_lightning.runs.signals import leave
+        from nem_lightning.runs.signals import exit_after_signal
 
-        leave(stop)
+        exit_after_signal(stop)
+    except Exception as error:
+        if type(error).__module__.startswith("wandb.errors"):
+            raise _one_line(f"logger.wandb: {error}") from error
+        raise
+
+
+def _one_line(message: str) -> CompactHydraException:
+    """Give an exception that Hydra prints without a traceback (with it if HYDRA_FULL_ERROR=1)."""
+    return CompactHydraException(" ".join(message.split()))
 
 
 class CheckRunFolder(Callback):
-    """A Hydra callback: ends the program with one line where Hydra could not make the run's folder."""
+    """A Hydra callback that ends the program with one line if the folder of the run or sweep cannot be written."""
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
         self._check(config, "run")
@@ -74,7 +85,10 @@ class CheckRunFolder(Callback):
 
     def _check(self, config: DictConfig, mode: str) -> None:
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in the folder's name
-        folder = Path(config.hydra[mode].dir)
+        folder = Path(config.hydra[mode].dir).expanduser()  # a shell expands ~ only at the start of a word
+        if str(folder) != config.hydra[mode].dir:
+            with read_write(config.hydra):
+                config.hydra[mode].dir = str(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -85,13 +99,20 @@ def set_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch.
 
     Raises:
-        InputError: not an integer from 0 to 2^32 - 1.
+        InputError: the seed is not an integer from 0 to 2^32 - 1.
     """
     require_count("seed", seed, minimum=0)
     require(seed < 2**32, f"seed={seed}: must be less than 2^32")
     from pytorch_lightning import seed_everything
 
     seed_everything(seed, verbose=False)
+
+
+def require_trainer_numbers(trainer: DictConfig) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` for numbers that Lightning would stumble over while it trains."""
+    for name in ("max_epochs", "max_steps"):
+        if trainer.get(name) is not None:
+            require_count(f"trainer.{name}", trainer[name], minimum=-1)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -102,40 +123,72 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def scores_of_test(module: "GroupingModule", split: str) -> dict[str, Any]:
-    """Give what ``scores.json`` says of the images that ``module`` was tested on."""
+    """Give what ``scores.json`` says of a test.
+
+    Args:
+        module: what was tested; without scores if no image was.
+        split: the images: "train", "val" or "test".
+    """
     scores, model = module.test_scores, module.model
-    assert scores is not None  # it was tested
     return {
         "split": split,
-        "num_images": scores.num_images,
-        "unscored_images": scores.unscored_images,
+        "num_images": scores.num_images if scores else 0,
+        "unscored_images": scores.unscored_images if scores else 0,
         "num_components": model.num_components,
         "num_steps": model.num_steps,
         "num_starts": model.num_starts,
         "seed": module.seed,
-        "headings": {name: list(heading) for name, heading in scores.headings.items()},
-        "by_step": scores.by_step,
+        "headings": scores.headings if scores else {},
+        "by_step": scores.by_step if scores else [],
     }
 
 
 def print_saved_scores(title: str, scores: Mapping[str, Any], console: Console) -> None:
-    """Print what ``scores.json`` holds, a row a step."""
+    """Print what ``scores.json`` holds, a row for each step."""
     starts = f", the best of {scores['num_starts']} starts" if scores["num_starts"] > 1 else ""
     headings = {name: Heading(*heading) for name, heading in scores["headings"].items()}
     print_scores_by_step(title + starts, headings, scores["by_step"], console)
 
 
 def print_scores_by_step(
-    title: str, headings: Mapping[str, Heading], scores: list[dict[str, float]], console: Console
+    title: str, headings: Mapping[str, Heading], by_step: Sequence[Mapping[str, float | None]], console: Console
 ) -> None:
-    """A row a step, a column a score."""
-    table = Table("step", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown = {name: heading for name, heading in headings.items() if heading.title}
-    for heading in shown.values():
-        table.add_column(heading.title, justify="right", vertical="bottom")
-    for step, row in enumerate(scores, start=1):
-        table.add_row(str(step), *(format(row[name], heading.format) for name, heading in shown.items()))
-    console.print(table)
+    """Print a table: a row for each step, a column for each score with a title; NaN is "-".
+
+    If the console is too narrow for all columns, print several tables below each other.
+
+    Args:
+        title: above the table.
+        headings: by name of the score.
+        by_step: a value for each name, after each step.
+        console: where to print.
+    """
+    steps = [str(step) for step in range(1, len(by_step) + 1)]
+    columns = []
+    for name, (heading, spec) in headings.items():
+        if heading:
+            values = [_shown(row[name], spec) for row in by_step]
+            width = max(map(len, (*heading.split(), *values)))
+            columns.append((width, Text("\n".join(textwrap.wrap(heading, width))), values))
+    console.print(Text(title if columns else f"{title}: none", style="table.title"), soft_wrap=True)
+    while columns:
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        left, cells = console.width - len("step"), [steps]
+        table.add_column("step", vertical="bottom")
+        while columns and (columns[0][0] < left or len(cells) == 1):
+            width, heading, values = columns.pop(0)
+            table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
+            cells.append(values)
+            left -= width + 1
+        for row in zip(*cells, strict=True):
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+
+
+def _shown(value: float | None, spec: str) -> str:
+    """Give a score as text; files have None instead of NaN and infinity."""
+    return "-" if value is None or math.isnan(value) else format(value, spec)
 
 
 @dataclass(frozen=True)
@@ -152,7 +205,7 @@ def places_of(pictures: "Pictures") -> list[Place]:
 
 
 def print_places(places: Sequence[Place], console: Console) -> None:
-    """Print where things lie, a line each, never cut."""
+    """Print a line for each place, never cut."""
     width = max(len(place.label) for place in places)
     for place in places:
         console.print(f"{place.label:>{width}}  {place.where}", soft_wrap=True, highlight=False, markup=False)

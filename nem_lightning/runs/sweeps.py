@@ -1,38 +1,43 @@
-"""Sweeps: how their runs are named, that one failing run does not end them, and how they went."""
+"""Sweeps: the names of their runs, how a sweep goes on after a run that failed, and the summary at the end."""
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
+import shutil
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from nem_lightning.errors import InputError, require
+from nem_lightning.files import atomic_file
 from nem_lightning.runs.folder import RunFolder
+from nem_lightning.runs.hints import override
 
 log = logging.getLogger(__name__)
 
+SWEEP = "NEM_SWEEP"
+"""An id of the sweep that a command started, for its jobs."""
+ASKED, FINISHED = "asked.json", "finished"
 VISIBLE = "NEM_VISIBLE_DEVICES"
-"""What CUDA_VISIBLE_DEVICES was where a sweep was started: submitit hides the GPUs from processes on this machine."""
-
-_SWEEPS: list[Path] = []  # that this process started
-
-
-def _sweep_name() -> str | None:
-    return Path(HydraConfig.get().sweep.dir).name if in_sweep() else None
+"""CUDA_VISIBLE_DEVICES of the process that starts a sweep: submitit hides the GPUs from jobs on the same machine."""
 
 
 def in_sweep() -> bool:
@@ -40,7 +45,7 @@ def in_sweep() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def name_of_run(overrides: list[str], not_swept: list[str], seed: int, longest: int = 100) -> str:
+def name_of_run(overrides: list[str], not_swept: list[str], seed: int | str, longest: int = 100) -> str:
     """A folder's name from the settings that differ between the runs of a sweep, such as ``num_steps-5_seed-0``.
 
     Args:
@@ -50,11 +55,11 @@ def name_of_run(overrides: list[str], not_swept: list[str], seed: int, longest: 
         longest: characters; a longer name is cut.
 
     Returns:
-        The name; where it does not say all (a name cut, a number rounded), it ends in a hash of the whole.
+        The name. If it does not say all (it is cut, or a number is rounded), it ends in a hash of the whole.
     """
     settings = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+    for one in overrides:
+        key, _, value = one.lstrip("+~").partition("=")
         if key not in not_swept and key != "seed":
             settings[key] = value
     short = [key.rpartition(".")[2] for key in settings]
@@ -67,74 +72,119 @@ def name_of_run(overrides: list[str], not_swept: list[str], seed: int, longest: 
     return f"{clean[: longest - 9]}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"
 
 
-def _name_of_this_run(seed: int) -> str:
-    hydra = HydraConfig.get()
-    return name_of_run(list(hydra.overrides.task), list(hydra.job.config.override_dirname.exclude_keys), seed)
-
-
-def _tasks_per_node(devices: object) -> int:
-    """Raises InputError for "auto" and the like."""
-    try:
-        return max(1, int(devices))
-    except ValueError:
-        raise InputError(f"trainer.devices={devices}: must be a number in a sweep of jobs of their own") from None
-
-
-def _gpus_per_node(trainer: str, devices: object) -> int | None:
-    return None if trainer == "cpu" else _tasks_per_node(devices)
-
-
-# What the configs may call, as in ${sweep_name:}
-OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
-OmegaConf.register_new_resolver("run_in_sweep", _name_of_this_run, replace=True)
-OmegaConf.register_new_resolver("tasks_per_node", _tasks_per_node, replace=True)
-OmegaConf.register_new_resolver("gpus_per_node", _gpus_per_node, replace=True)
-
-
 class PrepareSweep(Callback):
-    """A Hydra callback: tells the runs of a sweep which settings are the same in all of them, and which GPUs there are;
-    notes the sweep for :func:`say_how_it_went`, and lets it outlive jobs that are killed."""
+    """A Hydra callback that prepares a sweep: which runs are asked for, what they have in common, and which GPUs there
+    are."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        same = [str(override.key_or_group) for override in overrides if not override.is_sweep_override()]
+        task = plain_overrides(config.hydra.overrides.task)
+        swept = {o.get_key_element(): o.is_sweep_override() for o in OverridesParser.create().parse_overrides(task)}
+        same = [key.lstrip("+~") for key, is_swept in swept.items() if not is_swept]  # the last one of a key counts
         with read_write(config.hydra), open_dict(config.hydra):
             keys = ",".join(f"'{key}'" for key in same)
             config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{keys}]")
-        _SWEEPS.append(Path(config.hydra.sweep.dir))
+        os.environ[SWEEP] = f"{os.getpid()}-{time.time_ns()}"
+        names = _names_of_runs(config, task, same)
+        if names is not None:
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                sys.exit(f"{' '.join(task)}: asks for several runs named {twice[0]}; ask for each run once")
+            (outcomes := _outcomes(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+            (outcomes / ASKED).write_text(json.dumps(names))
         if config.hydra.runtime.choices["hydra/launcher"] != "basic":
             os.environ[VISIBLE] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-            _outlive_killed_jobs(quietly=config.hydra.runtime.choices["hydra/sweeper"] == "basic")
 
 
-def _outlive_killed_jobs(quietly: bool) -> None:
-    """Let the process that submitted a sweep's jobs go on where one was killed and left no result.
+def plain_overrides(overrides: ListConfig) -> list[str]:
+    """Give overrides as they were typed: only the run itself may be able to resolve what ``${...}`` in them means."""
+    return [str(override) for override in OmegaConf.to_container(overrides, resolve=False) or ()]
 
-    Args:
-        quietly: without telling the sweeper, as Hydra's own would end there.
+
+def _names_of_runs(config: DictConfig, task: list[str], same: list[str]) -> list[str] | None:
+    """Give the names of all runs that Hydra's own sweeper will start; None for other sweepers and names."""
+    choices, subdir = config.hydra.runtime.choices, OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]
+    if choices["hydra/sweeper"] != "basic" or subdir != "${run_in_sweep:${seed}}":
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*params, *task])
+    names = []
+    for run in BasicSweeper.split_arguments(overrides, None)[0]:
+        seeds = [override.partition("=")[2] for override in run if override.startswith("seed=")]
+        names.append(name_of_run(run, same, seeds[0] if seeds else config.seed))
+    return names
+
+
+def _outcomes(sweep: str) -> Path:
+    """Give the folder in which the runs of this sweep, started by this command, write what became of them."""
+    return Path(sweep) / ".outcomes" / os.environ.get(SWEEP, "unknown")
+
+
+@contextlib.contextmanager
+def keep_going_without_killed_jobs() -> Iterator[None]:
+    """Let a sweep of jobs go on if a job is killed and leaves no result, for as long as the block runs.
+
+    submitit offers no way to say so: ``Job.results`` is replaced, and put back at the end of the block.
+
+    Raises:
+        SystemExit: with status 1, at the end of the block, if a job was killed.
     """
     from submitit.core.core import Job
     from submitit.core.utils import UncompletedJobError
 
-    whole = Job.results
+    original, killed = Job.results, []
 
-    def results(job: Job) -> list[JobReturn]:
+    def results(self: Job) -> list[JobReturn]:
         try:
-            return whole(job)
+            return original(self)
         except UncompletedJobError as error:
-            log.error("job %s was killed; its output is in %s", job.job_id, job.paths.folder)
-            if quietly:
+            killed.append(self)
+            log.error("job %s was killed; its output is in %s", self.job_id, self.paths.folder)
+            if _ends_at_failures():
                 return [JobReturn(status=JobStatus.COMPLETED, _return_value=float("nan"))]
             return [JobReturn(status=JobStatus.FAILED, _return_value=error)]
 
     Job.results = results
+    try:
+        yield
+    finally:
+        Job.results = original
+    if killed:
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def keep_going_without_failed_run() -> Iterator[None]:
+    """Note for the sweep's summary what becomes of this run; if the run fails, the program goes on after the block."""
+    try:
+        yield
+    except Exception as error:
+        _note_outcome(" ".join(str(error).split()) or type(error).__name__)
+        if not in_sweep() or not _ends_at_failures():
+            raise
+        log.error("%s failed: %s", HydraConfig.get().runtime.output_dir, error)
+    else:
+        _note_outcome(FINISHED)
+
+
+def _note_outcome(outcome: str) -> None:
+    if in_sweep():
+        hydra = HydraConfig.get()
+        with atomic_file(_outcomes(hydra.sweep.dir) / Path(hydra.runtime.output_dir).name) as file:
+            file.write_text(outcome)
+
+
+def _ends_at_failures() -> bool:
+    """Whether the sweeper ends at the first failure, as Hydra's own does; others, such as Optuna's, have to know of
+    it."""
+    return HydraConfig.get().runtime.choices["hydra/sweeper"] == "basic"
 
 
 def require_no_replay(config: DictConfig) -> None:
-    """Raise :class:`~nem_lightning.errors.InputError` for a sweep whose processes would each replay it.
+    """Refuse a run of several processes in a sweep with Hydra's own launcher.
 
-    With Hydra's own launcher, Lightning starts the other processes of a DDP run as the same command line,
-    sweep and all.
+    Lightning starts the other processes with the same command line, and each would replay the whole sweep.
+
+    Raises:
+        InputError: this is such a run.
     """
     if not in_sweep() or HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":
         return
@@ -148,10 +198,10 @@ def require_no_replay(config: DictConfig) -> None:
 
 
 def join_processes_of_job() -> None:
-    """Let Lightning find the GPUs and the processes of a job on this machine (SLURM's it finds by itself)."""
+    """Let Lightning find the GPUs and the processes of a job on this machine. Those of SLURM it finds by itself."""
     if os.environ.get("SUBMITIT_EXECUTOR") != "local":
         return
-    os.environ.pop("SLURM_NTASKS", None)  # of an allocation that all jobs are in
+    os.environ.pop("SLURM_NTASKS", None)  # of an allocation that all jobs share
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get(VISIBLE, "")
     if not os.environ["CUDA_VISIBLE_DEVICES"]:
         del os.environ["CUDA_VISIBLE_DEVICES"]  # all of them
@@ -161,50 +211,61 @@ def join_processes_of_job() -> None:
 
         rank = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True).rank
         os.environ["NODE_RANK"] = "0"
-        rank_zero_only.rank = rank
+        rank_zero_only.rank = rank  # pyright: ignore[reportFunctionMemberAccess]
 
 
-@contextlib.contextmanager
-def outliving_its_runs() -> Iterator[None]:
-    """Let a sweep go on when this run fails: the failure is logged, and the block is left.
-
-    Hydra's own sweeper would end at the first batch of runs with a failure. Others, as Optuna's, know what to do.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not in_sweep() or HydraConfig.get().runtime.choices["hydra/sweeper"] != "basic":
-            raise
-        log.error("%s failed: %s", HydraConfig.get().runtime.output_dir, error)
-
-
-def say_how_it_went() -> None:
-    """Print what became of each run of this process's sweep, if it was one.
+def print_sweep_summary() -> None:
+    """Print what became of each run that this process's sweep was asked for; nothing if there was no sweep.
 
     Raises:
-        SystemExit: with status 1, where a run failed, or is not finished and no process runs it.
+        SystemExit: with status 1, if a run failed, or is not finished and no process runs it.
     """
-    for folder in _SWEEPS:
-        runs = [RunFolder(path) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-        table = Table("run", "", title=f"Sweep {folder}", title_justify="left", box=box.SIMPLE_HEAD)
-        finished = running = 0
-        for run in runs:
-            if scores := run.scores():
-                finished += 1
-                steps = scores["by_step"]  # none, where no image was tested
-                test = f"test AMI (max) {steps[-1]['ami_max']:.4f}" if steps else "not tested"
-                said = f"{test}, {scores['epochs']} epochs"
-            elif run.is_running:
-                running += 1
-                said = "running"
-            else:
-                said = Text(run.reason() or "not finished", style="red")
-            table.add_row(run.path.name, said)
-        console = Console()
-        console.print(table)
-        console.print(f"{finished} of {len(runs)} runs finished.", highlight=False)
-        if finished + running < len(runs):
-            console.print(
-                f"To finish the others: the same command and hydra.sweep.dir={folder}", soft_wrap=True, highlight=False
-            )
-            sys.exit(1)
+    if not HydraConfig.initialized() or not in_sweep():
+        return
+    folder = Path(HydraConfig.get().sweep.dir)
+    outcomes = _outcomes(str(folder))
+    if not outcomes.is_dir():
+        return
+    found = {path.name: path.read_text() for path in sorted(outcomes.iterdir()) if not path.name.startswith(".")}
+    asked = json.loads(found.pop(ASKED)) if ASKED in found else list(found)
+    table = Table("run", "", box=box.SIMPLE_HEAD)
+    finished = running = 0
+    for name in asked:
+        run, outcome = RunFolder(folder / name), found.get(name)
+        if outcome == FINISHED:
+            finished += 1
+            said = Text(_said(run))
+        elif outcome is None and run.is_running:
+            running += 1
+            said = Text("running")
+        else:
+            said = Text(outcome or run.reason() or "did not end, or was not begun", style="red")
+        table.add_row(Text(name), said)
+    shutil.rmtree(outcomes)
+    with contextlib.suppress(OSError):  # another command runs a part of the sweep
+        outcomes.parent.rmdir()
+    console = Console()
+    console.print(Text(f"Sweep {folder}", style="table.title"), soft_wrap=True)
+    console.print(table)
+    console.print(f"{finished} of {len(asked)} runs finished.", highlight=False)
+    if finished + running < len(asked):
+        hint = f"To finish the others: the same command and {override('hydra.sweep.dir', folder)}"
+        console.print(hint, soft_wrap=True, highlight=False, markup=False)
+        sys.exit(1)
+
+
+def _said(run: RunFolder) -> str:
+    try:
+        scores = run.scores()
+    except InputError as error:
+        return str(error)
+    return f"{_score(scores)}, {scores['epochs']} epochs" if scores else "finished"
+
+
+def _score(scores: dict[str, Any]) -> str:
+    """The first score of ``scores.json`` that has a title, after the last step."""
+    if not scores["by_step"]:  # no image was tested
+        return "not tested"
+    name, (title, spec) = next((name, heading) for name, heading in scores["headings"].items() if heading[0])
+    value = scores["by_step"][-1].get(name)
+    return f"test {title} {'-' if value is None else format(value, spec)}"

@@ -12,14 +12,17 @@ import torch
 from pytorch_lightning.__version__ import version as lightning_version
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from nem_lightning import figures
+from nem_lightning.datamodules.base import frames_of, groups_of
 from nem_lightning.errors import InputError, NonFiniteLoss, require
 from nem_lightning.files import atomic_file
+from nem_lightning.runs.hints import override
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
 
@@ -44,6 +47,14 @@ def require_known_monitors(callbacks: Mapping[str, pl.Callback], module: Groupin
                 monitor in (None, "epoch", "step", *known),
                 f"callbacks.{name}.monitor={monitor}: must be one of {', '.join(known)}",
             )
+
+
+def require_results(trainer: pl.Trainer) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` if scores would be lost with the processes that find them."""
+    require(
+        not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher),
+        "trainer.strategy: scores do not come back from processes that are spawned or forked; use ddp",
+    )
 
 
 class ProgressBar(RichProgressBar):
@@ -168,7 +179,7 @@ class CheckpointOnInterrupt(pl.Callback):
             folder = Path(trainer.default_root_dir)
             rank_zero_info(
                 f"Interrupted at step {trainer.global_step}, saved {self.path}. To go on: the same command and "
-                f"hydra.run.dir={folder} (of a sweep, hydra.sweep.dir={folder.parent})"
+                f"{override('hydra.run.dir', folder)} (of a sweep, {override('hydra.sweep.dir', folder.parent)})"
             )
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
@@ -224,7 +235,7 @@ class LogGroupings(pl.Callback):
         if not loggers or not trainer.is_global_zero or trainer.sanity_checking:
             return
         assert isinstance(pl_module, GroupingModule)
-        frames, groups = self._batch["frames"], self._batch["groups"]
+        frames, groups = frames_of(self._batch), groups_of(self._batch)
         with torch.no_grad():
             trajectory = pl_module(frames, generator=pl_module.generator("val", 0))
         pictures = [figures.groupings(frames, groups, trajectory, index) for index in range(len(frames))]
@@ -249,7 +260,8 @@ class LogScoresByStep(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 with _surviving(logger):
-                    logger.experiment.define_metric("by_step/*", step_metric="by_step/step")
+                    for name in pl_module.test_scores.headings:  # by exact names: Lightning defines all others by "*"
+                        logger.experiment.define_metric(f"by_step/{name}", step_metric="by_step/step")
                     for step, scores in enumerate(pl_module.test_scores.by_step, start=1):
                         row = {f"by_step/{name}": score for name, score in scores.items()}
                         logger.experiment.log({"by_step/step": step, **row})

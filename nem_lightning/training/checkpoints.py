@@ -205,7 +205,12 @@ def build(
     Raises:
         InputError: a setting out of its range; Hydra wraps the error, with the name of the setting.
     """
-    return instantiate(module, _partial_=True)(model=instantiate(model), scores=scores, optimizer=optimizer)
+    built = instantiate(model)
+    try:
+        return instantiate(module, _partial_=True)(model=built, scores=scores, optimizer=optimizer)
+    except InputError as error:  # Hydra has not named it, as the parts are given to the module afterwards
+        name = str(error).partition("=")[0]
+        raise InputError(f"module.{error}" if name in module else str(error)) from None
 
 
 def _require_trusted(config: Any, allowed: Sequence[str], path: str | Path) -> None:

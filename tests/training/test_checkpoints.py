@@ -221,3 +221,9 @@ def test_a_module_with_a_weight_of_its_own_is_restored_whole(tmp_path):
     ) as error:
         checkpoints.load_module(path, trusted="module_of_my_own")
     assert "\n" not in str(error.value)
+
+
+def test_a_bad_setting_of_the_module_has_its_full_name():
+    """As ``train.py`` prints it."""
+    with pytest.raises(InputError, match=r"^module\.decay=no: must be true or false"):
+        checkpoints.build(CONFIG["model"], {**CONFIG["module"], "decay": "no"})

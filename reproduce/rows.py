@@ -1,6 +1,7 @@
 """The rows of the results: what each is called, and what ``train.py`` trains for it."""
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,24 @@ def settings(row: Row, extra: tuple[str, ...] = ()) -> dict[str, Any]:
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]  # the config is a mapping
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"{row.name}: {' '.join([*row.overrides, *extra])}: {str(error).splitlines()[0]}") from error
+
+
+def row_path(results: Path, row: str, seed: int) -> Path:
+    """Say where the scores of a row with a seed are."""
+    return results / "rows" / f"{row}_seed{seed}.json"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read the scores of a row with a seed.
+
+    Raises:
+        InputError: no such file, or not one of a row.
+    """
+    try:
+        found = json.loads(path.read_text())
+        found["row"], found["title"], found["seed"], found["images"], found["headings"], found["scores"]["test"]["all"]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; python -m reproduce score writes it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the scores of a row; delete it, and score the row again") from error
+    return found

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from nem_lightning.models.grouping import Grouping, GroupingModel
 
 Label = Callable[[np.ndarray, int, int], np.ndarray]
 """Takes an image (H, W, C), K and a seed, and gives labels (H, W), integers from 0."""
+
+
+STARTS: Any = 10
+"""Of k-means; scikit-learn's own type is too narrow."""
 
 
 class Baseline(GroupingModel):
@@ -60,7 +64,7 @@ class Baseline(GroupingModel):
 
 def kmeans(image: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Cluster the (x, y) of foreground pixels by k-means, the best of 10 starts; background is 0."""
-    return _of_positions(image, k, lambda xy, k: KMeans(k, n_init=10, random_state=seed).fit_predict(xy))
+    return _of_positions(image, k, lambda xy, k: KMeans(k, n_init=STARTS, random_state=seed).fit_predict(xy))
 
 
 def gmm(image: np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -75,7 +79,8 @@ def components(image: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 def chance(image: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Draw one of K for each pixel, uniformly."""
-    rng = np.random.default_rng([seed, *np.packbits(image[..., 0].astype(bool))])  # other draws for another image
+    pixels = np.packbits(image[..., 0].astype(bool)).tolist()
+    rng = np.random.default_rng([seed, *pixels])  # other draws for another image
     return rng.integers(k, size=image.shape[:2])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Lines = Sequence[dict[str, Any]]
 
@@ -75,6 +76,6 @@ def _finish(axes: Axes, x: str, y: str, kmeans: float = np.nan) -> None:
     if kmeans == kmeans:
         axes.axhline(kmeans, color="black", linestyle=":", label="k-means on (x, y)")
     axes.set(xlabel=x, ylabel=y)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # below, where no line is

@@ -124,9 +124,13 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text())
-        found["row"], found["title"], found["seed"], found["images"], found["headings"], found["scores"]["test"]["all"]
+        if (
+            not {"row", "title", "seed", "images", "headings", "fingerprint"} <= found.keys()
+            or not found["scores"]["test"]
+        ):
+            raise KeyError
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; python -m reproduce score writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not the scores of a row; delete it, and score the row again") from error
     return found

@@ -112,7 +112,8 @@ def evaluate(images: TensorFrames, scores: Mapping[str, Score], results: Path, c
         except InputError as error:
             problems.append(str(error))
             continue
-        then, now = shipped["scores"]["test"]["all"], scoring.means(found, data)["all"]
+        both = [shipped["scores"]["test"]["all"], scoring.means(found, data)["all"]]
+        then, now = ({name: of.get(name) or 0.0 for name in scores} for of in both)
         apart = {name: abs(now[name] - then[name]) for name in scores}
         cells = [f"{'[red]' * (apart[name] > TOLERANCE)}{then[name]:.4f}\n{now[name]:.4f}" for name in scores]
         table.add_row(path.name, *cells, f"{max(apart.values()):.1e}")

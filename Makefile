@@ -1,18 +1,18 @@
-# make train: train RNN-EM on Shapes, by our recipe (another file of conf/experiment: EXPERIMENT=smoke).  make test: run
-# the tests.  make reproduce: train, score and tabulate all rows of the results (days on a CPU).  make evaluate: score the
-# shipped checkpoints again.  Each sets up .venv first.
+# make train: train RNN-EM on Shapes (settings of your own: ARGS="model=nem seed=1").  make test: check style and types,
+# and run the tests.  make reproduce: train, score and tabulate all rows of the results (days on a CPU).  make evaluate:
+# score the shipped checkpoints again.  Each sets up .venv first.
 PYTHON ?= python3
 VENV := .venv
-EXPERIMENT ?= recipe_shapes
 ARGS ?=
 
 .PHONY: train test reproduce evaluate clean
 
 train: $(VENV)/installed
-	$(VENV)/bin/python train.py experiment=$(EXPERIMENT) $(ARGS)
+	$(VENV)/bin/python train.py $(ARGS)
 
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/basedpyright
 	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 reproduce: $(VENV)/installed

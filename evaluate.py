@@ -2,13 +2,16 @@
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
+import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from nem_lightning.errors import require
-from nem_lightning.runs import command_line
+from nem_lightning.runs import command_line, threads
 from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import SCORES, RunFolder
+
+threads.spin_less()  # before PyTorch is imported
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -29,12 +32,12 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     command_line.set_seed(config.seed)
     sizes = {name: config[name] for name in ("num_components", "num_steps", "num_starts")}
     scores = instantiate(config.scores)
-    module = checkpoints.load_module(config.ckpt_path, scores, config.seed, config.trusted, **sizes)
+    module = checkpoints.load_module(config.ckpt_path, scores, config.seed, sizes, config.trusted)
     datamodule = instantiate(config.data)
     module.model.check_images(datamodule.image_shape, datamodule.binary)
     datamodule.prepare_data()
     images = datamodule.eval_dataloader(config.split)  # errors in the data are said before the folder is taken
-    folder.claim(OmegaConf.to_container(config, resolve=True), again=False)
+    folder.claim(command_line.plain(config), again=False)
     trainer = instantiate(config.trainer, logger=False)
     trainer.test(module, images, verbose=False)
 

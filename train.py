@@ -1,15 +1,19 @@
 """Train N-EM or RNN-EM: ``python train.py --help``."""
 
 import sys
+from typing import Any
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from nem_lightning.runs import command_line, sweeps
+import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
+from nem_lightning.runs import command_line, sweeps, threads
 from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import RunFolder
+
+threads.spin_less()  # before PyTorch is imported
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -17,7 +21,11 @@ def main(config: DictConfig) -> float:
     """Compose, then train. Returns the best score that the checkpoints watch, for sweepers; NaN from a run that
     failed in a sweep."""
     sweeps.join_processes_of_job()
-    with sweeps.outliving_its_runs(), RunFolder(config.paths.run_dir) as folder, command_line.one_line_errors():
+    with (
+        sweeps.keep_going_without_failed_run(),
+        RunFolder(config.paths.run_dir) as folder,
+        command_line.one_line_errors(),
+    ):
         sweeps.require_no_replay(config)
         return train(config, folder)
     return float("nan")
@@ -31,6 +39,7 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     from nem_lightning.training import checkpoints
     from nem_lightning.training.callbacks import require_known_monitors
 
+    first = rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
     command_line.set_seed(config.seed)
     datamodule = instantiate(config.data)
     config.pixels = {"shape": list(datamodule.image_shape), "binary": datamodule.binary}
@@ -38,13 +47,13 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     module.model.check_images(datamodule.image_shape, datamodule.binary)
     if config.ckpt_path is not None:  # raises if the weights do not fit
         checkpoints.weights(checkpoints.read_run(config.ckpt_path), module, config.ckpt_path)
-    plain_config = OmegaConf.to_container(config, resolve=True)
+    plain_config = command_line.plain(config)
     callbacks = instantiate(config.callbacks)
     require_known_monitors(callbacks, module)
-    if rank_zero_only.rank == 0:
+    if first:
         datamodule.prepare_data()  # errors in the data are said before a run is started
         folder.claim(plain_config)
-    console = Console(quiet=rank_zero_only.rank != 0)
+    console = Console(quiet=not first)
     places = [Place("run folder", config.paths.run_dir)]
     if (scores := folder.scores()) is not None:
         command_line.print_saved_scores("Finished before. Test scores, by EM step", scores, console)
@@ -85,13 +94,13 @@ def train(config: DictConfig, folder: RunFolder) -> float:
                 logger.finish(sys.exc_info()[1])
 
 
-def fit_facts(trainer) -> dict[str, object]:
+def fit_facts(trainer) -> dict[str, Any]:
     """Say what training came to: the best checkpoint and its score, epochs, and seconds over all attempts."""
     from pytorch_lightning.callbacks import Timer
 
     saver = trainer.checkpoint_callback
     best = saver.best_model_path if saver is not None else ""
-    watched = saver.best_model_score if best else None  # None, too, if the checkpoints watch no score
+    watched = saver.best_model_score if saver is not None and best else None  # or None if no score is watched
     timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)
     return {
         "ckpt_path": best,
@@ -107,6 +116,7 @@ def _number(score: float | None) -> float:
 
 if __name__ == "__main__":
     try:
-        main()
+        with sweeps.keep_going_without_killed_jobs():
+            main()
     finally:
-        sweeps.say_how_it_went()
+        sweeps.print_sweep_summary()

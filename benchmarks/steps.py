@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
 from benchmarks import plain, timing
-from nem_lightning.runs import command_line  # noqa: F401 (what the configs may call)
+import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 
 CONF = Path(__file__).parent.parent / "conf"
 

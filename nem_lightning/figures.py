@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -52,14 +53,14 @@ def groups_colours(groups: Tensor, labels: Tensor) -> np.ndarray:
     Returns:
         (H, W, 3), red, green, blue in [0, 1].
     """
-    groups, labels = groups.cpu().numpy(), labels.cpu().numpy()
-    values = np.unique(groups[groups > 0])  # instance numbers, or class numbers with gaps
-    count = max(labels.max() + 1, len(values))
-    shared = np.array([[np.sum((groups == value) & (labels == k)) for k in range(count)] for value in values])
+    true, found = groups.cpu().numpy(), labels.cpu().numpy()
+    values = np.unique(true[true > 0])  # instance numbers, or class numbers with gaps
+    count = max(found.max() + 1, len(values))
+    shared = np.array([[np.sum((true == value) & (found == k)) for k in range(count)] for value in values])
     matched = linear_sum_assignment(shared.reshape(len(values), count), maximize=True)[1]
-    picture = np.zeros((*groups.shape, 3))
+    picture = np.zeros((*true.shape, 3))
     for value, k in zip(values, matched, strict=True):
-        picture[groups == value] = colours(k + 1)[k]
+        picture[true == value] = colours(k + 1)[k]
     return picture
 
 
@@ -92,8 +93,7 @@ def groupings(
     first_column, found_row = (2, 0) if is_still else (1, 2)
     num_means = num_components if trajectory[0].mean is not None else 0
     rows, columns = found_row + 1 + num_means, first_column + len(trajectory)
-    figure = Figure(figsize=(1.05 * columns, 1.05 * rows + 0.5), layout="constrained", dpi=120)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure = _figure(1.05 * columns, 1.05 * rows + 0.5)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -143,8 +143,7 @@ def gallery(image: Tensor, groups: Tensor, grouping: Grouping, count: int = 12, 
         caption: the figure's title.
     """
     count = min(count, len(image))
-    figure = Figure(figsize=(1.1 * count + 0.8, 3.9), layout="constrained", dpi=120)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure = _figure(1.1 * count + 0.8, 3.9)
     axes = figure.subplots(3, count, squeeze=False)
     for column in range(count):
         rows = (
@@ -161,6 +160,12 @@ def gallery(image: Tensor, groups: Tensor, grouping: Grouping, count: int = 12, 
     if caption:
         figure.suptitle(caption, fontsize=10)
     return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Make a figure of pictures that lie close together; sizes in inches."""
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    return Figure(figsize=(width, height), layout=layout, dpi=120)
 
 
 class Pictures(NamedTuple):

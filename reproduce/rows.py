@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import train  # noqa: F401 (what the configs may call)
+import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from nem_lightning.errors import InputError, require
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +131,6 @@ def read(path: Path) -> dict[str, Any]:
             raise KeyError
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; python -m reproduce score writes it") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the scores of a row; delete it, and score the row again") from error
     return found

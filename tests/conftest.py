@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-import torch
 from hypothesis import settings
+
+from nem_lightning.runs import threads
+
+threads.spin_less()  # before PyTorch is imported
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -7,33 +7,48 @@ import numpy as np
 import yaml
 from PIL import Image
 
+HEADINGS = {
+    "ami_max": ["AMI (max)", ".3f"],
+    "ari": ["ARI", ".3f"],
+    "reconstruction_error": ["reconstruction error", ".4f"],
+    "loss_intra": ["", ".5g"],
+}
+
 
 def write_run(folder: Path, seed: int = 0, ami: float | None = 0.8, **settings) -> Path:
-    """A run's folder; finished unless ``ami`` is None. Settings of the model: ``num_steps=5``, ``optimizer__lr=1``."""
+    """Write a run's folder; finished unless ``ami`` is None. Other settings: ``model__num_steps=5``."""
     folder.mkdir(parents=True)
-    model = {"_target_": "nem_lightning.training.module.NeuralEMModule", "num_steps": 2, "seed": seed}
-    model |= {"em": {"m_step": {"_target_": "nem_lightning.models.m_steps.RecurrentMStep"}}, "optimizer": {"lr": 0.001}}
-    for name, value in settings.items():
-        *path, last = name.split("__")
-        node = model
-        for part in path:
-            node = node[part]
-        node[last] = value
     config = {
         "seed": seed,
+        "ckpt_path": None,
+        "pixels": {"shape": [1, 28, 28], "binary": True},
         "data": {"_target_": "nem_lightning.datamodules.ShapesDataModule", "data_dir": str(folder), "seed": seed},
-        "model": model,
+        "model": {
+            "_target_": "nem_lightning.models.em.NeuralEM",
+            "num_steps": 2,
+            "m_step": {"_target_": "nem_lightning.models.m_steps.RecurrentMStep"},
+        },
+        "scores": {"ami_max": {"_target_": "nem_lightning.scores.AdjustedMutualInformation"}},
+        "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001},
+        "module": {"_target_": "nem_lightning.training.module.GroupingModule", "decay": True, "seed": seed},
         "callbacks": {"last_checkpoint": {"dirpath": f"{folder}/checkpoints", "filename": "last"}},
         "logger": {"csv": {"save_dir": str(folder)}},
         "paths": {"run_dir": str(folder)},
     }
+    for name, value in settings.items():
+        *path, last = name.split("__")
+        node = config
+        for part in path:
+            node = node[part]
+        node[last] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     if ami is not None:
         by_step = [
-            {"ami_max": share * ami, "ami_arithmetic": ami, "ari": ami, "reconstruction_error": 0.02}
-            for share in np.linspace(1, 0.5, model["num_steps"])[::-1]
+            {"ami_max": share * ami, "ari": ami, "reconstruction_error": 0.02, "loss_intra": 300.0}
+            for share in np.linspace(1, 0.5, config["model"]["num_steps"])[::-1]
         ]
-        scores = {"split": "test", "seed": seed, "best_score": 0.01, "epochs": 12, "by_step": by_step}
+        scores = {"split": "test", "seed": seed, "best_score": 0.01, "epochs": 12, "headings": HEADINGS}
+        scores["by_step"] = by_step
         (folder / "scores.json").write_text(json.dumps(scores))
     return folder
 
@@ -48,7 +63,7 @@ def write_sweep(folder: Path) -> Path:
     """Two values of num_steps, three seeds; the last run failed."""
     for num_steps, amis in ((2, (0.70, 0.72, 0.77)), (10, (0.80, 0.84, None))):
         for seed, ami in enumerate(amis):
-            run = write_run(folder / f"{num_steps}_{seed}", seed, ami, num_steps=num_steps)
+            run = write_run(folder / f"{num_steps}_{seed}", seed, ami, model__num_steps=num_steps)
             write_metrics(run, 0, "0,4,900,,", f"0,5,,0.{num_steps},", "1,9,500,,", f"1,9,,0.{num_steps}5,")
             Image.new("RGB", (30, 10), "red").save(run / "gallery.png")
     (run / "error.txt").write_text("Traceback\n  ...\nNonFiniteLoss: the loss is not finite\n\n")

@@ -141,9 +141,7 @@ class ShapesDataModule(FramesDataModule):
             with h5py.File(self.path, "r") as file:
                 if split not in file:
                     raise InputError(f"{self.path}: has no group {split!r}; its groups are {', '.join(file) or 'none'}")
-                for key in ("features", "groups"):
-                    require(key in file[split], f"{self.path}: {split!r} has no array {key!r}")
-                features, groups = file[split]["features"], file[split]["groups"]
+                features, groups = (self._array(file, split, key) for key in ("features", "groups"))
                 require(
                     features.shape == groups.shape == (1, *features.shape[1:2], size, size, 1)
                     and features.shape[1] > 0,
@@ -158,3 +156,9 @@ class ShapesDataModule(FramesDataModule):
             f"{self.path}: {split!r} has pixels other than 0 and 1; Bernoulli models need binary images",
         )
         return stills(images, labels)
+
+    def _array(self, file: h5py.File, split: str, key: str) -> h5py.Dataset:
+        array = file.get(f"{split}/{key}")
+        if not isinstance(array, h5py.Dataset):
+            raise InputError(f"{self.path}: {split!r} has no array {key!r}")
+        return array

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Iterate(Grouping):
     """The state of EM after a step."""
 
-    mean: Tensor
+    mean: Tensor  # pyright: ignore[reportGeneralTypeIssues]  # not None here
     """mu, (B, K, C, H, W)."""
     state: Tensor
     """theta, (B, K, D)."""
@@ -83,7 +83,7 @@ class NeuralEM(GroupingModel):
         "loss": Heading("loss (nats)", ".5g"),
         "loss_intra": Heading("", ".5g"),
         "loss_inter": Heading("", ".5g"),
-        "log_likelihood": Heading("log lik. (nats)", ".5g"),
+        "log_likelihood": Heading("log likelihood (nats)", ".5g"),
     }
 
     def __init__(
@@ -148,11 +148,12 @@ class NeuralEM(GroupingModel):
             return self.energy(last, deque(self.steps(start, frames, frames, num_steps), maxlen=1).pop())
 
         best = self.start(first, num_components, generator)
-        lowest = energy_at_the_end(best) if num_starts > 1 else None
-        for _ in range(num_starts - 1):
-            other = self.start(first, num_components, generator)
-            found = energy_at_the_end(other)
-            best, lowest = other.where(found < lowest, best), torch.minimum(found, lowest)
+        if num_starts > 1:
+            lowest = energy_at_the_end(best)
+            for _ in range(num_starts - 1):
+                other = self.start(first, num_components, generator)
+                found = energy_at_the_end(other)
+                best, lowest = other.where(found < lowest, best), torch.minimum(found, lowest)
         yield from self.steps(best, frames, frames, num_steps)
 
     def steps(
@@ -242,8 +243,10 @@ class NeuralEM(GroupingModel):
 
     # Training
 
-    def prepare_training(self) -> None:
-        """Look anew whether the fast path applies."""
+    def prepare_training(self, compiled: bool = False) -> None:
+        """Look anew whether the fast path applies, and compile the M-step if ``compiled`` is true."""
+        if compiled:
+            self.m_step.compile()
         self.fast_path.forget()
 
     def training_loss(
@@ -266,11 +269,8 @@ class NeuralEM(GroupingModel):
         return TrainingLoss(self.loss(frames, trajectory), lambda: trajectory[-1])
 
     def _is_fast(self, frames: Tensor, corrupted: Tensor) -> bool:
-        if torch.compiler.is_compiling():
-            return False
-        reason = "it is a subclass of NeuralEM"
-        if type(self) is NeuralEM:
-            reason = self.fast_path.why_not(self, frames, corrupted)
+        is_own = type(self) is NeuralEM
+        reason = self.fast_path.why_not(self, frames, corrupted) if is_own else "the model is a subclass of NeuralEM"
         if reason is not None:
             require(self.fast == "auto", f"fast=true: the fast path does not apply, because {reason}")
             if self.fast_path.is_news(reason):

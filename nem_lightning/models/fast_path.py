@@ -92,13 +92,14 @@ class FastPath:
         gamma = em.first_responsibilities(image, em.num_components, generator)  # (B, K, 1, H, W)
         unrolled = UNROLLED[type(em.m_step)]
         sizes = (em.num_steps, em.num_components, len(image), image[0].numel(), em.m_step.state_size)
-        if type(self._unrolled) is not unrolled or self._unrolled.made_for != (*sizes, image.dtype):
-            self._unrolled = unrolled(*sizes, image.dtype)
+        memory = self._unrolled
+        if memory is None or type(memory) is not unrolled or memory.made_for != (*sizes, image.dtype):
+            memory = self._unrolled = unrolled(*sizes, image.dtype)
         weights = unrolled.weights(em.m_step)
         with torch.no_grad():
-            total, state, params = self._unrolled.forward(em, image, corrupted, gamma, weights)
+            total, state, params = memory.forward(em, image, corrupted, gamma, weights)
             needs_gradients = any(weight.requires_grad for weight in weights)
-            gradients = self._unrolled.backward(detach) if needs_gradients else ()
+            gradients = memory.backward(detach) if needs_gradients else ()
         return FastLoss(_WithGradients.apply(total, gradients, *weights), state, params.view(gamma.shape))
 
 
@@ -176,8 +177,9 @@ class _WithGradients(torch.autograd.Function):
         return total.view_as(total)
 
     @staticmethod
-    def backward(ctx, d_total: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("the fast path has no second derivatives (create_graph=True): set fast=False")
+        (d_total,) = grad_outputs
         asked = zip(ctx.gradients, ctx.needs_input_grad[2:], strict=True)
         return None, None, *(gradient * d_total if needed else None for gradient, needed in asked)

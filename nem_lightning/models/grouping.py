@@ -185,8 +185,13 @@ class GroupingModel(nn.Module, abc.ABC):
         """
         return {}
 
-    def prepare_training(self) -> None:
-        """Get ready to train; called once before each training. Does nothing by default."""
+    def prepare_training(self, compiled: bool = False) -> None:
+        """Get ready to train; called once before each training. Does nothing by default.
+
+        Args:
+            compiled: whether to compile the parts that gain from it, because the user asked for
+                ``Trainer.fit(torch.compile(module))``.
+        """
 
     def check_images(self, image_shape: Sequence[int], binary: bool) -> None:
         """Raise :class:`~nem_lightning.errors.InputError` if the model cannot take these images.

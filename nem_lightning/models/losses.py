@@ -73,10 +73,8 @@ class NeuralEMLoss:
         Raises:
             InputError: ``step_weights`` is a list of another length.
         """
-        if self.step_weights == "last":
-            return [0.0] * (num_steps - 1) + [1.0]
-        if self.step_weights == "all":
-            return [1 / num_steps] * num_steps
+        if isinstance(self.step_weights, str):
+            return [0.0] * (num_steps - 1) + [1.0] if self.step_weights == "last" else [1 / num_steps] * num_steps
         require(
             len(self.step_weights) == num_steps,
             f"step_weights: has {len(self.step_weights)} weights, must have one for each of the {num_steps} steps",

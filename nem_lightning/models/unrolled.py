@@ -9,8 +9,9 @@ and for a black prior and lambda = 1 equation 5 of a step is  sum_nk  softplus(l
 Inside, images are (K, B, N), N = HW, or (R, N) to products, R = K B rows; a tensor for each step.
 """
 
+import abc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ aten = torch.ops.aten
 sigmoid_backward = aten.sigmoid_backward.grad_input  # d x from d y and y = sigmoid(x)
 
 
-class Unrolled:
+class Unrolled(abc.ABC):
     """T steps of EM on images of one shape, forward and back.
 
     There is a subclass for each M-step. ``why_not`` gives a reason if it does not apply to an M-step, ``weights`` all
@@ -37,6 +38,10 @@ class Unrolled:
     """Views of the M-step's output, reused in place: logits l, then signed logits s, then x l, then the gradient."""
     residual: Sequence[Tensor]
     """Views of the M-step's input."""
+    state: Tensor
+    """theta after the last step, (R, D)."""
+    d_residual: Tensor
+    """The gradient of the M-step's input, (K, B, N)."""
 
     def __init__(self, steps: int, components: int, batch: int, pixels: int, units: int, dtype: torch.dtype) -> None:
         self.made_for = (steps, components, batch, pixels, units, dtype)
@@ -45,6 +50,26 @@ class Unrolled:
         self.plane, self.product = self.zeros(2, batch, pixels).unbind()
         self.spare = self.zeros(components, batch, pixels)
         self.ones = torch.ones_like(self.spare).view(-1)
+
+    @staticmethod
+    @abc.abstractmethod
+    def why_not(m_step: Any) -> str | None: ...
+
+    @staticmethod
+    @abc.abstractmethod
+    def weights(m_step: Any) -> list[Tensor]: ...
+
+    @abc.abstractmethod
+    def load(self, m_step: Any, weights: Sequence[Tensor]) -> None: ...
+
+    @abc.abstractmethod
+    def m_step(self, t: int) -> None: ...
+
+    @abc.abstractmethod
+    def m_step_backward(self, t: int) -> None: ...
+
+    @abc.abstractmethod
+    def gradients(self) -> list[Tensor]: ...
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.made_for[-1])
@@ -62,14 +87,14 @@ class Unrolled:
         self.image = image.flatten(1)
         self.corrupted = corrupted.flatten(1)
         self.sign, self.black = 2 * self.image - 1, self.corrupted + self.image - 1
-        self.load(em.m_step, *weights)
+        self.load(em.m_step, weights)
         torch.mul(gamma.flatten(2).transpose(0, 1), self.corrupted - em.initial_mean, out=self.residual[0])
         positive, on, logarithms = [], [], _Logarithms(self.product)
         for t, weight in enumerate(self.step_weights):
             self.m_step(t)
             s, p, gamma, missing, scale = self.logits[t], self.p[t], self.gamma[t], self.missing[t], self.scale[t]
             if t + 1 == steps:
-                params = s.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+                self.params = s.transpose(0, 1).clone(memory_format=torch.contiguous_format)
             if weight:
                 positive.append(torch.dot(torch.clamp_min(s, 0, out=self.spare).view(-1), self.ones))
             # E-step: p, gamma, and missing = corrupted - mu, which is -p or 1 - p where nothing was corrupted
@@ -86,7 +111,7 @@ class Unrolled:
         losses = torch.stack(positive) - torch.stack(on)
         total = torch.dot(losses, losses.new_tensor([weight for weight in self.step_weights if weight]))
         state = self.state.unflatten(0, (components, batch)).transpose(0, 1)
-        return (total + logarithms.sum()) / batch, state.clone(memory_format=torch.contiguous_format), params
+        return (total + logarithms.sum()) / batch, state.clone(memory_format=torch.contiguous_format), self.params
 
     def backward(self, detach: bool) -> list[Tensor]:
         """Give the gradients of the loss, in the order of the weights; ``detach``: they stop at gamma."""
@@ -175,11 +200,12 @@ class UnrolledRNNEM(Unrolled):
 
     @staticmethod
     def weights(m_step: RecurrentMStep) -> list[Tensor]:
-        (u, v, w), norm = (m_step.input_layer, m_step.recurrent_layer, m_step.decoder[0]), m_step.norm
-        norm = [norm.weight, norm.bias] if isinstance(norm, nn.LayerNorm) else []
-        return [u.weight, u.bias, v.weight, w.weight, w.bias, *norm]
+        u, v, w = m_step.input_layer, m_step.recurrent_layer, cast(nn.Sequential, m_step.decoder)[0]
+        norm = [m_step.norm.weight, m_step.norm.bias] if isinstance(m_step.norm, nn.LayerNorm) else []
+        return [u.weight, u.bias, v.weight, cast(Tensor, w.weight), cast(Tensor, w.bias), *norm]
 
-    def load(self, m_step: RecurrentMStep, u, b, v, w, c, *norm) -> None:
+    def load(self, m_step: RecurrentMStep, weights: Sequence[Tensor]) -> None:
+        u, b, v, w, c, *norm = weights
         pixels, units = w.shape
         self.u, self.b = u, b
         self.uvb[:, :pixels], self.uvb[:, pixels : pixels + units], self.uvb[:, pixels + units] = u, v, b
@@ -194,7 +220,8 @@ class UnrolledRNNEM(Unrolled):
         else:
             units = torch.mm(self.inputs[t], self.uvb.T, out=self.units[t])
         if self.norm:
-            units, *moments = torch.native_layer_norm(units, units.shape[1:], *self.norm, self.eps)
+            gain, shift = self.norm
+            units, *moments = torch.native_layer_norm(units, units.shape[1:], gain, shift, self.eps)
             self.moments.append(moments)
         self.theta[t + 1].copy_(torch.sigmoid(units, out=self.y))
         torch.mm(self.theta_and_1[t + 1], self.wc.T, out=self.rows_of_logits[t])
@@ -249,7 +276,8 @@ class UnrolledNEM(Unrolled):
     def weights(m_step: GradientMStep) -> list[Tensor]:
         return [m_step.weight, m_step.step_size]
 
-    def load(self, m_step: GradientMStep, w: Tensor, eta: Tensor) -> None:
+    def load(self, m_step: GradientMStep, weights: Sequence[Tensor]) -> None:
+        w, eta = weights
         self.w[:, : w.shape[1]] = w
         self.eta, self.d_eta = eta, torch.zeros_like(eta)
         for start in (self.theta, self.d_theta, self.d_y):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_hex
 
 from nem_lightning.report.svg import Line, draw
 from nem_lightning.report.sweep import Configuration, Setting, Sweep, best_first, shown
@@ -25,7 +26,7 @@ CATEGORICAL = (  # on light, on dark; after Okabe and Ito, for colour-blind read
 
 @dataclass(frozen=True)
 class Chart:
-    """An ``<svg>`` and what is written around it; ``legend`` is empty where that of the configurations serves."""
+    """An ``<svg>`` and what is written around it; ``legend`` is empty if the configurations' own will do."""
 
     title: str
     caption: str
@@ -51,7 +52,7 @@ class Looks:
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Looks":
-        """Colours of their own, or in order where one number differs."""
+        """Choose colours: shades in order if one number differs, else a colour for each configuration."""
         drawn, note = _best(sweep.configurations, "configurations")
         ordered = len(sweep.settings) == 1 and sweep.settings[0].numeric and len(drawn) > 2
         pairs = _shades(len(drawn)) if ordered else CATEGORICAL
@@ -100,7 +101,7 @@ def by_setting(sweep: Sweep) -> list[Chart]:
 
 
 def _by_setting(sweep: Sweep, setting: Setting) -> list[Chart]:
-    """One line for each combination of the other settings; in a search, where many differ at once, dots."""
+    """One line for each combination of the other settings. In a search many settings differ at once: then dots."""
     others = [other for other in sweep.settings if other is not setting]
     finished = [one for one in sweep.configurations if one.finished]
     families: dict[tuple, list[Configuration]] = {}
@@ -156,5 +157,4 @@ def _finite(points: dict[float, float | None]) -> dict[float, float]:
 def _shades(count: int) -> list[tuple[str, str]]:
     """In order from dark to bright, each visible on its ground."""
     colours, shades = matplotlib.colormaps["viridis"], np.linspace(0, 1, count)
-    to_hex = matplotlib.colors.to_hex
     return [(to_hex(colours(0.82 * s)), to_hex(colours(0.36 + 0.64 * s))) for s in shades]

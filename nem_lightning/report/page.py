@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +15,11 @@ from PIL import Image
 
 import nem_lightning
 from nem_lightning.files import atomic_file
+from nem_lightning.headings import Heading
 from nem_lightning.report import charts
 from nem_lightning.report.runs import Run, find
-from nem_lightning.report.sweep import ABSENT, Configuration, Sweep, best_first, shown
+from nem_lightning.report.sweep import Configuration, Sweep, best_first, shown
+from nem_lightning.runs.settings import ABSENT
 
 PICTURES = {"gallery.png": "Gallery", "groupings.png": "Grouping by EM step"}
 PICTURE_WIDTH = 1400
@@ -28,32 +30,31 @@ MODELS = {"RecurrentMStep": "RNN-EM", "GradientMStep": "N-EM"}
 
 @dataclass(frozen=True)
 class Column:
-    """A score of the tables: its name in ``scores.json``, heading, group of headings, and decimals."""
+    """A number of the tables: its name in ``scores.json``, its heading, and the group that the heading is in."""
 
     name: str
-    heading: str
-    group: str
-    decimals: int
+    heading: Heading
+    group: str = "Test, after the last EM step"
 
     def text(self, value: float) -> str:
-        return "" if math.isnan(value) else f"{value:z.{self.decimals}f}"
+        return "" if math.isnan(value) else format(value, self.heading.format)
 
 
-COLUMNS = (
-    Column("ami_max", "AMI (max)", "Test, after the last EM step", 3),
-    Column("ami_arithmetic", "AMI (arithmetic)", "Test, after the last EM step", 3),
-    Column("ari", "ARI", "Test, after the last EM step", 3),
-    Column("reconstruction_error", "reconstruction error", "Test, after the last EM step", 4),
-    Column("best_score", "best reconstruction error", "Validation", 4),
-    Column("epochs", "epochs", "Training", 1),
-)
+def columns(sweep: Sweep) -> list[Column]:
+    """Each test score that has a title, then what is known of the training."""
+    tests = [Column(name, heading) for name, heading in sweep.headings.items() if heading.title]
+    best = Column("best_score", Heading("best score", ".4g"), "Validation")
+    return [*tests, best, Column("epochs", Heading("epochs", ".4g"), "Training")]
 
 
 def write(folders: Sequence[Path], output: Path) -> Path:
-    """Write the page, and beside it a table of the runs with the ending ``.csv``, whose path it returns.
+    """Write the page, and beside it a table of the runs with the ending ``.csv``.
+
+    Returns:
+        The path of the table.
 
     Raises:
-        InputError: a folder is not there, there is no run in any, or the page cannot be written.
+        InputError: a folder does not exist, there is no run in any, or the page cannot be written.
     """
     sweep = Sweep(find(folders))
     page, table = render(sweep, " + ".join(folder.resolve().name for folder in folders)), to_csv(sweep)
@@ -65,7 +66,7 @@ def write(folders: Sequence[Path], output: Path) -> Path:
 
 
 def render(sweep: Sweep, title: str) -> str:
-    """The page. Whatever comes from files is escaped."""
+    """Render the page. Whatever comes from files is escaped."""
     looks = charts.Looks.of(sweep)
     pictures = _pictures(sweep)  # before the problems are listed: it may find more
     environment = Environment(
@@ -82,9 +83,10 @@ def render(sweep: Sweep, title: str) -> str:
         title=title,
         written=datetime.now().astimezone(),
         version=nem_lightning.__version__,
-        data=_classes(sweep, "data._target_"),
-        models=_classes(sweep, "model.em.m_step._target_"),
-        columns=COLUMNS,
+        data=_names(sweep, _data),
+        models=_names(sweep, _model),
+        columns=columns(sweep),
+        ami=Column("ami_max", sweep.headings.get("ami_max", Heading(""))),
         looks=looks,
         look_of=dict(zip(looks.drawn, looks.lines, strict=True)).get,
         attention=[run for run in sweep.runs if run.error or run.problems],
@@ -97,8 +99,9 @@ def render(sweep: Sweep, title: str) -> str:
 
 
 def to_csv(sweep: Sweep) -> str:
-    """A row a run: where it is, how it went, the settings that differ, and its test scores after the last step."""
-    scores = list(dict.fromkeys(name for run in sweep.runs if run.by_step for name in run.by_step[-1]))
+    """Give a row for each run: its folder, how it went, the settings that differ, its test scores after the last
+    step."""
+    scores = list(sweep.headings)
     settings = [setting.key for setting in sweep.settings]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -113,9 +116,21 @@ def to_csv(sweep: Sweep) -> str:
     return file.getvalue()
 
 
-def _classes(sweep: Sweep, key: str) -> str:
-    names = (shown(key, run.settings[key]) for run in sweep.runs if key in run.settings)
-    return " and ".join(dict.fromkeys(MODELS.get(name, name.removesuffix("DataModule")) for name in names))
+def _names(sweep: Sweep, name_of: Callable[[Run], str]) -> str:
+    return " and ".join(dict.fromkeys(name_of(run) for run in sweep.runs if run.settings))
+
+
+def _model(run: Run) -> str:
+    m_step, model = (_class(run, f"{part}._target_") for part in ("model.m_step", "model"))
+    return MODELS.get(m_step, model)
+
+
+def _data(run: Run) -> str:
+    return _class(run, "data._target_").removesuffix("DataModule")
+
+
+def _class(run: Run, key: str) -> str:
+    return shown(key, run.settings.get(key, ""))
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,9 @@ def _pictures(sweep: Sweep) -> list[Pictures]:
     size, found = 0, {}
     for one in best_first(sweep.configurations):
         run = one.best_run
-        urls = _picture_urls(run) if run is not None else {}
+        if run is None:
+            continue
+        urls = _picture_urls(run)
         size += sum(map(len, urls.values()))
         if size > PICTURE_BYTES:
             break

@@ -1,4 +1,4 @@
-"""Run folders, read as far as they can be read."""
+"""Reads the folders of runs, as far as they can be read."""
 
 import csv
 import json
@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 from nem_lightning.errors import InputError, require
-from nem_lightning.runs.folder import CONFIG, ERROR, SCORES, flat
+from nem_lightning.headings import Heading
+from nem_lightning.runs.folder import CONFIG, ERROR, SCORES
+from nem_lightning.runs.settings import flat
 
 CURVES = ("val/ami_max", "val/reconstruction_error", "train/loss")
 EXPECTED = ("seed", "data", "model", "paths")  # of config.yaml; paths is the last one in it
@@ -23,14 +25,15 @@ _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 
 @dataclass(eq=False)
 class Run:
-    """What is known of a run; what could not be read is empty, and ``problems`` says why.
+    """What is known of a run. What cannot be read is empty, and ``problems`` says why.
 
     Attributes:
         folder: of the run, as given.
-        settings: by dotted key; empty where ``config.yaml`` cannot be read.
+        settings: by dotted name; empty if ``config.yaml`` cannot be read.
         curves: of each of ``CURVES``, the mean of each epoch, by the number of epochs trained.
         by_step: test scores after each EM step; empty unless the run is finished.
-        best_score: the best validation reconstruction error.
+        headings: of the test scores, by name.
+        best_score: the best value of the validation score that the checkpoints watch.
         epochs: trained.
         error: why the run failed.
         problems: what could not be read, a line each.
@@ -40,6 +43,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
     by_step: list[dict[str, float]] = field(default_factory=list)
+    headings: dict[str, Heading] = field(default_factory=dict)
     best_score: float = math.nan
     epochs: float = math.nan
     error: str = ""
@@ -51,7 +55,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``finished``, ``failed``, ``unfinished``, or ``unreadable`` where only its settings are not known."""
+        """``finished``, ``failed``, ``unfinished``, or or ``unreadable`` if its settings are not known."""
         if self.settings and self.by_step:
             return "finished"
         if self.error:
@@ -59,20 +63,20 @@ class Run:
         return "unfinished" if self.settings else "unreadable"
 
     def score(self, name: str) -> float:
-        """A test score after the last EM step, ``best_score`` or ``epochs``; NaN where there is none."""
+        """A test score after the last EM step, ``best_score`` or ``epochs``; NaN if there is none."""
         if name in ("best_score", "epochs"):
             return getattr(self, name)
         return self.by_step[-1].get(name, math.nan) if self.by_step else math.nan
 
 
 def find(folders: Sequence[Path]) -> list[Run]:
-    """The runs in some folders and below them: a folder that holds ``config.yaml`` is one, and one with
-    ``error.txt`` is a run that failed before it could begin.
+    """Find the runs in some folders and below them.
 
+    A folder with ``config.yaml`` is a run; a folder with ``error.txt`` alone is a run that failed before it began.
     Folders whose name begins with a dot are left out, and so are evaluations of checkpoints.
 
     Raises:
-        InputError: a folder is not there, or there is no run in any of them.
+        InputError: a folder does not exist, or there is no run in any of them.
     """
     runs: dict[Path, Run] = {}
     for folder in folders:
@@ -113,7 +117,7 @@ def read(folder: Path) -> Run | None:
     run.curves = _curves(folder, run.problems)
     if (folder / SCORES).exists():
         try:
-            run.by_step, run.best_score, run.epochs = _scores(folder / SCORES)
+            _read_scores(folder / SCORES, run)
         except InputError as error:
             run.problems.append(str(error))
     if (folder / ERROR).exists():
@@ -135,7 +139,7 @@ def _text(path: Path) -> str:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """``config.yaml`` by dotted key, such as ``model.num_steps``; lists are text."""
+    """``config.yaml`` by dotted name, such as ``model.num_steps``; lists are text."""
     text = _text(path)
     try:
         config = yaml.load(text, _YamlLoader)
@@ -152,28 +156,37 @@ def _settings(path: Path) -> dict[str, Any]:
     }
 
 
-def _scores(path: Path) -> tuple[list[dict[str, float]], float, float]:
+def _read_scores(path: Path, run: Run) -> None:
     text = _text(path)
     try:
         scores = json.loads(text)
         by_step = [{str(name): _number(value) for name, value in step.items()} for step in scores["by_step"]]
-        best_score, epochs = _number(scores.get("best_score")), _number(scores.get("epochs"))
+        run.best_score, run.epochs = _number(scores.get("best_score")), _number(scores.get("epochs"))
+        headings = {name: Heading(str(title), spec) for name, (title, spec) in scores.get("headings", {}).items()}
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path.name}: is not JSON; cut short?") from error
     except (TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{path.name}: holds no scores by EM step") from error
     require(bool(by_step), f"{path.name}: holds no scores by EM step")
-    return by_step, best_score, epochs
+    run.by_step = by_step
+    for name, heading in headings.items():
+        try:
+            format(0.0, heading.format)
+            run.headings[name] = heading
+        except (ValueError, TypeError):
+            run.problems.append(
+                f"{path.name}: {name} has the heading {list(heading)}, whose format is none for numbers"
+            )
 
 
 def _number(value: Any) -> float:
-    """NaN for what is no finite number."""
+    """A number; NaN if the value is no finite number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def _curves(folder: Path, problems: list[str]) -> dict[str, dict[int, float]]:
-    """The mean of each epoch. A run that went on after a preemption has several files: from the first step of a
-    later one on, it replaces the earlier ones."""
+    """The mean of each epoch. A run that went on after a preemption has several files: a later file replaces the
+    earlier ones from its first step on."""
     points: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
     for path in sorted(folder.glob("csv/**/metrics.csv"), key=lambda path: _natural(path.parent.name)):
         try:
@@ -193,8 +206,8 @@ def _curves(folder: Path, problems: list[str]) -> dict[str, dict[int, float]]:
 
 
 def _point(row: dict[str, str], name: str) -> tuple[int, int, float] | None:
-    """Step, epochs trained, and value; None where there is none. A test's row repeats values of the training."""
-    if row.get("test/loss"):
+    """Step, epochs trained, and value; None if there is none. A row of a test repeats values of the training."""
+    if any(value for key, value in row.items() if key is not None and key.startswith("test/")):
         return None
     try:
         point = int(row["step"]), int(row["epoch"]) + 1, float(row[name])

@@ -14,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 # Colours that stand for CSS variables until the SVG is written.
 _MUTED, _GRID, _LINE = "#010000", "#010001", "#0101{:02x}"
@@ -45,7 +45,7 @@ class Line:
     Attributes:
         label: in legends.
         colour: a CSS variable, such as ``--c0``.
-        dashed: where there are more lines than colours.
+        dashed: if there are more lines than colours.
         seeds: y by x, of each seed.
         name: the CSS class of what is drawn.
     """
@@ -76,12 +76,12 @@ def draw(
         x_label: of the axis, with its unit.
         y_label: of the axis, with its unit.
         log_x: logarithmic axis.
-        log_y: logarithmic axis, where all is positive and spans a factor of more than 5.
+        log_y: logarithmic axis, if all is positive and spans a factor of more than 5.
         dots: one for each value.
         means: the lines and their bands.
     """
     values = [y for line in lines for seed in line.seeds for y in seed.values()]
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=(5, 3.3), layout="constrained")
         figure.patch.set_visible(False)
         ax = figure.subplots()
@@ -104,7 +104,7 @@ def draw(
         xs = np.array(sorted({x for line in lines for seed in line.seeds for x in seed}), dtype=float)
         places = np.log(xs) if log_x else xs
         if len(xs) <= 8 and np.diff(places).min(initial=np.inf) > 0.07 * np.ptp(places):
-            ax.set_xticks(xs)  # the values themselves, where their numbers have room
+            ax.set_xticks(xs)  # the values themselves, if their numbers have room
         elif not log_x:
             ax.xaxis.set_major_locator(MaxNLocator(integer=bool((xs == xs.round()).all()), nbins=8))
         file = io.StringIO()
@@ -116,7 +116,8 @@ def draw(
 def _draw_means(ax: Axes, line: Line, colour: str) -> list[Artist]:
     xs = sorted(set().union(*line.seeds))
     by_x = [np.array([seed[x] for seed in line.seeds if x in seed]) for x in xs]
-    drawn = ax.plot(
+    drawn: list[Artist] = []
+    drawn += ax.plot(
         xs,
         [ys.mean() for ys in by_x],
         color=colour,
@@ -143,7 +144,7 @@ def _ticks(axis: Axis) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
-        axis.get_major_formatter().set_useOffset(False)
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
 def _for_a_page(svg: str, variables: dict[str, str]) -> str:

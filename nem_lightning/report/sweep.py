@@ -4,37 +4,18 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
+from nem_lightning.headings import Heading
 from nem_lightning.report.runs import Run
-
-IGNORED = (  # where a run is and what it shows, not what it computes
-    "paths.*",
-    "logger.*",
-    "ckpt_path",  # a run that goes on from a checkpoint ends as an undisturbed one
-    "callbacks.*.dirpath",
-    "callbacks.*.path",
-    "callbacks.progress_bar.*",
-    "callbacks.log_groupings.*",
-    "trainer.accelerator",
-    "trainer.default_root_dir",
-    "trainer.log_every_n_steps",
-    "data.data_dir",
-    "data.cache_dir",
-    "data.devkit",
-    "data.download",
-    "model.em.m_step.image_shape",  # follows from the data
-)
-ABSENT = "absent"
-"""The value of a setting that a run does not have."""
+from nem_lightning.runs.settings import ABSENT, comparable
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1) of a score over seeds; NaN where there are too few."""
+    """Mean and sample standard deviation (n - 1) of a score over seeds; NaN if there are too few."""
 
     mean: float
     deviation: float
@@ -52,8 +33,8 @@ class Setting:
     """A setting that differs between the runs.
 
     Attributes:
-        key: dotted.
-        name: short.
+        key: the dotted name.
+        name: a short one.
         values: in order.
         followers: other settings that each value of this one determines (a class and its arguments), and their
             values, in the order of this one's.
@@ -104,16 +85,16 @@ class Sweep:
     Attributes:
         runs: all of them.
         settings: those that differ.
-        common: those that all runs share, by dotted key.
+        common: those that all runs share, by dotted name.
         configurations: in the order of their settings.
         repeated: runs that do not count, since another one has the same settings and seed.
     """
 
     def __init__(self, runs: list[Run]) -> None:
         self.runs = runs
-        known = [run.settings for run in runs if run.settings]
-        keys = [key for key in dict.fromkeys(key for settings in known for key in settings) if _counts(key, known)]
-        values = {key: [settings.get(key, ABSENT) for settings in known] for key in keys}
+        self._compared = _compared([run for run in runs if run.settings])
+        keys = dict.fromkeys(key for settings in self._compared.values() for key in settings)
+        values = {key: [settings.get(key, ABSENT) for settings in self._compared.values()] for key in keys}
         different = {key: column for key, column in values.items() if len(set(map(_order, column))) > 1}
         self.common = {key: column[0] for key, column in values.items() if key not in different}
         self.settings = _differing(different)
@@ -121,18 +102,24 @@ class Sweep:
 
     def _group(self) -> tuple[list[Configuration], list[Run]]:
         groups: dict[tuple, dict[Any, list[Run]]] = defaultdict(lambda: defaultdict(list))
-        for run in self.runs:
-            if run.settings:
-                where = tuple(_order(run.settings.get(setting.key, ABSENT)) for setting in self.settings)
-                groups[where][run.seed].append(run)
+        for run, compared in self._compared.items():
+            place = tuple(_order(compared.get(setting.key, ABSENT)) for setting in self.settings)
+            groups[place][run.seed].append(run)
         configurations, repeated = [], []
         for _, seeds in sorted(groups.items()):
             chosen = [max(reversed(runs), key=_standing) for runs in seeds.values()]  # the last of equals
             repeated += [run for runs in seeds.values() for run in runs if run not in chosen]
-            values = {s.key: chosen[0].settings.get(s.key, ABSENT) for s in self.settings}
+            values = {s.key: self._compared[chosen[0]].get(s.key, ABSENT) for s in self.settings}
             named = [f"{setting.name}={shown(setting.key, values[setting.key])}" for setting in self.settings]
             configurations.append(Configuration(", ".join(named) or "all runs", values, chosen))
         return configurations, repeated
+
+    @property
+    def headings(self) -> dict[str, Heading]:
+        """Of all test scores, in their order: as in the first run that has one; else the name, and four digits."""
+        names = dict.fromkeys(name for run in self.runs if run.by_step for name in run.by_step[-1])
+        known = {name: heading for run in reversed(self.runs) for name, heading in run.headings.items()}
+        return {name: known.get(name, Heading(name, ".4g")) for name in names}
 
     @property
     def statuses(self) -> Counter:
@@ -141,7 +128,7 @@ class Sweep:
 
     @property
     def best(self) -> Configuration | None:
-        """The configuration with the highest mean test AMI (max); None where no run is finished."""
+        """The configuration with the highest mean test AMI (max); None if no run is finished."""
         scored = [one for one in self.configurations if math.isfinite(one.spread("ami_max").mean)]
         return max(scored, key=lambda one: one.spread("ami_max").mean, default=None)
 
@@ -162,10 +149,14 @@ def shown(key: str, value: Any) -> str:
     return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
 
 
-def _counts(key: str, known: list[dict[str, Any]]) -> bool:
-    if key == "seed" or any(fnmatchcase(key, pattern) for pattern in IGNORED):
-        return False
-    return not (key.endswith(".seed") and all(settings.get(key) == settings.get("seed") for settings in known))
+def _compared(runs: list[Run]) -> dict[Run, dict[str, Any]]:
+    """What each run computes, but for the seed, and seeds that are equal to it in all runs.
+
+    A run that goes on from a checkpoint ends as an undisturbed one, so ``ckpt_path`` does not count either.
+    """
+    seeds = {key for run in runs for key in run.settings if key.endswith(".seed")}
+    equal = [key for key in seeds if all(run.settings.get(key, run.seed) == run.seed for run in runs)]
+    return {run: comparable(run.settings, ["seed", "ckpt_path", *equal]) for run in runs}
 
 
 def _order(value: Any) -> tuple[int, float, str]:

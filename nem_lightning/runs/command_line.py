@@ -1,11 +1,13 @@
 """What ``train.py`` and ``evaluate.py`` share: errors in one line, the summary at the end.
 
-Importing this imports neither PyTorch nor Lightning, which take seconds: ``--help`` needs neither.
+Importing this module imports neither PyTorch nor Lightning, which take seconds: ``--help`` needs neither.
 """
 
 import contextlib
 import logging
+import math
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count
 from nem_lightning.headings import Heading
@@ -32,20 +35,9 @@ logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda reco
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 
 
-def _cuda_or_cpu() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-# What the configs may call, as in ${cuda_or_cpu:}
-OmegaConf.register_new_resolver("cuda_or_cpu", _cuda_or_cpu, replace=True)
-OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).name, replace=True)
-
-
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Let bad input end the program with one line, naming the full setting, instead of a traceback."""
+    """End the program with one line that names the setting, not a traceback, if the input is bad."""
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     try:
@@ -58,13 +50,13 @@ def one_line_errors() -> Iterator[None]:
     except (InputError, NonFiniteLoss) as error:
         raise CompactHydraException(str(error)) from None
     except SIGTERMException as stop:
-        from nem_lightning.runs.signals import leave
+        from nem_lightning.runs.signals import exit_after_signal
 
-        leave(stop)
+        exit_after_signal(stop)
 
 
 class CheckRunFolder(Callback):
-    """A Hydra callback: ends the program with one line where Hydra could not make the run's folder."""
+    """A Hydra callback that ends the program with one line if the folder of the run or sweep cannot be written."""
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
         self._check(config, "run")
@@ -85,7 +77,7 @@ def set_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch.
 
     Raises:
-        InputError: not an integer from 0 to 2^32 - 1.
+        InputError: the seed is not an integer from 0 to 2^32 - 1.
     """
     require_count("seed", seed, minimum=0)
     require(seed < 2**32, f"seed={seed}: must be less than 2^32")
@@ -94,41 +86,75 @@ def set_seed(seed: int) -> None:
     seed_everything(seed, verbose=False)
 
 
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Give a configuration as plain values, with all interpolations resolved."""
+    found = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}
+
+
 def scores_of_test(module: "GroupingModule", split: str) -> dict[str, Any]:
-    """Give what ``scores.json`` says of the images that ``module`` was tested on."""
+    """Give what ``scores.json`` says of a test.
+
+    Args:
+        module: what was tested; without scores if no image was.
+        split: the images: "train", "val" or "test".
+    """
     scores, model = module.test_scores, module.model
-    assert scores is not None  # it was tested
     return {
         "split": split,
-        "num_images": scores.num_images,
-        "unscored_images": scores.unscored_images,
+        "num_images": scores.num_images if scores else 0,
+        "unscored_images": scores.unscored_images if scores else 0,
         "num_components": model.num_components,
         "num_steps": model.num_steps,
         "num_starts": model.num_starts,
         "seed": module.seed,
-        "headings": {name: list(heading) for name, heading in scores.headings.items()},
-        "by_step": scores.by_step,
+        "headings": scores.headings if scores else {},
+        "by_step": scores.by_step if scores else [],
     }
 
 
 def print_saved_scores(title: str, scores: Mapping[str, Any], console: Console) -> None:
-    """Print what ``scores.json`` holds, a row a step."""
+    """Print what ``scores.json`` holds, a row for each step."""
     starts = f", the best of {scores['num_starts']} starts" if scores["num_starts"] > 1 else ""
     headings = {name: Heading(*heading) for name, heading in scores["headings"].items()}
     print_scores_by_step(title + starts, headings, scores["by_step"], console)
 
 
 def print_scores_by_step(
-    title: str, headings: Mapping[str, Heading], scores: list[dict[str, float]], console: Console
+    title: str, headings: Mapping[str, Heading], by_step: Sequence[Mapping[str, float]], console: Console
 ) -> None:
-    """A row a step, a column a score."""
-    table = Table("step", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown = {name: heading for name, heading in headings.items() if heading.title}
-    for heading in shown.values():
-        table.add_column(heading.title, justify="right", vertical="bottom")
-    for step, row in enumerate(scores, start=1):
-        table.add_row(str(step), *(format(row[name], heading.format) for name, heading in shown.items()))
-    console.print(table)
+    """Print a table: a row for each step, a column for each score with a title; NaN is "-".
+
+    If the console is too narrow for all columns, print several tables below each other.
+
+    Args:
+        title: above the table.
+        headings: by name of the score.
+        by_step: a value for each name, after each step.
+        console: where to print.
+    """
+    steps = [str(step) for step in range(1, len(by_step) + 1)]
+    columns = []
+    for name, (heading, spec) in headings.items():
+        if heading:
+            values = ["-" if math.isnan(row[name]) else format(row[name], spec) for row in by_step]
+            width = max(map(len, (*heading.split(), *values)))
+            columns.append((width, Text("\n".join(textwrap.wrap(heading, width))), values))
+    console.print(Text(title if columns else f"{title}: none", style="table.title"), soft_wrap=True)
+    while columns:
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        left, cells = console.width - len("step"), [steps]
+        table.add_column("step", vertical="bottom")
+        while columns and (columns[0][0] < left or len(cells) == 1):
+            width, heading, values = columns.pop(0)
+            table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
+            cells.append(values)
+            left -= width + 1
+        for row in zip(*cells, strict=True):
+            table.add_row(*row)
+        console.print(table)
+        console.print()
 
 
 @dataclass(frozen=True)
@@ -145,7 +171,7 @@ def places_of(pictures: "Pictures") -> list[Place]:
 
 
 def print_places(places: Sequence[Place], console: Console) -> None:
-    """Print where things lie, a line each, never cut."""
+    """Print a line for each place, never cut."""
     width = max(len(place.label) for place in places)
     for place in places:
         console.print(f"{place.label:>{width}}  {place.where}", soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, whether the run is finished, and what an unfinished one goes on from."""
+"""A run's folder: which run it belongs to, whether that run is finished, and which checkpoint it goes on from."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ import yaml
 
 from nem_lightning.errors import InputError
 from nem_lightning.files import atomic_file
+from nem_lightning.runs.settings import differences
 
 try:
     import fcntl
@@ -21,18 +22,18 @@ log = logging.getLogger(__name__)
 
 CONFIG, SCORES, ERROR = "config.yaml", "scores.json", "error.txt"
 CHECKPOINTS = ("last.ckpt", "interrupted.ckpt", "best.ckpt")
-"""What an unfinished run may go on from: the one of the most steps, the first of these where they are equal."""
+"""What an unfinished run may go on from: the one of the most steps; of several with as many, the first."""
 
 
 class RunFolder:
     """The folder of one run.
 
-    It belongs to the run whose settings are in its ``config.yaml``: the same run, started again, goes on
-    there; another one is refused. It holds ``scores.json`` once the run is finished, and ``error.txt``
-    where it failed.
+    The folder belongs to the run whose settings are in its ``config.yaml``: the same run may be started again and
+    goes on there; another run is refused. The folder holds ``scores.json`` once the run is finished, and
+    ``error.txt`` if the run failed.
 
-    As a context, it notes in ``error.txt`` why the block failed, unless the folder is another run's, and
-    lets the folder go.
+    Used with ``with``, it writes into ``error.txt`` why the block failed, unless the folder is another run's, and
+    releases the lock on the folder.
 
     Args:
         path: the folder.
@@ -52,17 +53,18 @@ class RunFolder:
             with contextlib.suppress(OSError):  # such as on a full disk
                 (self.path / ERROR).write_text(f"{text}\n{' '.join(str(error).split())}\n")
         if self._lock is not None:
-            self._lock.close()  # which lets go of it, as does the end of the process, however it ends
+            self._lock.close()  # releases it; so does the end of the process, however it ends
 
     def claim(self, settings: dict[str, Any], again: bool = True) -> None:
-        """Make the folder this run's, until the process ends.
+        """Lock the folder for this run until the process ends.
 
         Args:
-            settings: the run's whole configuration, plain values.
-            again: whether a run of the same settings may go on there.
+            settings: the run's whole configuration, plain values. A run that begins from another checkpoint is
+                another run.
+            again: whether the same run may go on there.
 
         Raises:
-            InputError: another run is there, or a process that runs it, or the folder cannot be written.
+            InputError: another run is in the folder, another process runs this one, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -73,9 +75,9 @@ class RunFolder:
                     file.write_text(yaml.safe_dump(settings, sort_keys=False))
         except OSError as error:
             raise InputError(f"hydra.run.dir={self.path}: cannot be written ({error.strerror})") from None
-        different = _differences(earlier, settings) if earlier is not None else []
+        different = differences(earlier, settings) if earlier is not None else []
         if different or (earlier is not None and not again):
-            said = f" ({'; '.join(different[:3])})" if different else ""
+            said = f" ({'; '.join(map(str, different[:3]))})" if different else ""
             raise InputError(f"hydra.run.dir={self.path}: an earlier run is there{said}; choose another folder")
         self._claimed = True
         (self.path / ERROR).unlink(missing_ok=True)
@@ -88,17 +90,19 @@ class RunFolder:
         except BlockingIOError:
             raise InputError(f"hydra.run.dir={self.path}: another process is running it") from None
         except OSError as error:  # some cluster file systems have no locks
-            log.warning("%s: %s; see that no two processes run the same run", self.path, error.strerror)
+            log.warning("%s: %s; make sure that no two processes run the same run", self.path, error.strerror)
 
     @property
     def is_running(self) -> bool:
-        """Whether a process runs it."""
+        """Whether a process runs the run; False on Windows, which has no such locks."""
+        if fcntl is None:
+            return False
         try:
             with open(self.path / ".lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except (OSError, AttributeError):  # no lock, or none here
+        except OSError:  # there is no lock
             pass
         return False
 
@@ -109,19 +113,20 @@ class RunFolder:
             return None
 
     def scores(self) -> dict[str, Any] | None:
-        """What :meth:`finish` wrote; None where the run is not finished."""
+        """What :meth:`finish` wrote; None if the run is not finished."""
         try:
             return json.loads((self.path / SCORES).read_text())
         except FileNotFoundError:
             return None
 
     def newest_checkpoint(self, first: str | None = None) -> Path | None:
-        """What the run goes on from; None for its beginning. A file that cannot be read is passed over, with a
-        warning.
+        """The checkpoint that the run goes on from; None if it starts from the beginning.
+
+        A checkpoint that cannot be read is left out, with a warning.
 
         Args:
-            first: the checkpoint of another run that this one began from. A run that was stopped before it had
-                trained further has only that run's best, which may be older.
+            first: the checkpoint of another run that this one began from. If this run was stopped before it trained
+                further, its own checkpoint is only a copy of that run's best, which may be older.
 
         Raises:
             InputError: ``first`` cannot be read.
@@ -135,7 +140,7 @@ class RunFolder:
                 try:
                     steps[path] = checkpoints.read(path)["global_step"]
                 except InputError as error:
-                    log.warning("%s; it is passed over", str(error).removeprefix("ckpt_path="))
+                    log.warning("%s; it is left out", str(error).removeprefix("ckpt_path="))
         if first is not None:
             steps[Path(first)] = checkpoints.read_run(first)["global_step"]
         return max(steps, key=steps.__getitem__, default=None)
@@ -150,41 +155,8 @@ class RunFolder:
             file.write_text(json.dumps(scores, indent=1) + "\n")
 
     def reason(self) -> str | None:
-        """Why the run failed: the last line of ``error.txt``, if there is one."""
+        """Why the run failed: the last line of ``error.txt``; None if there is none."""
         try:
             return (self.path / ERROR).read_text().splitlines()[-1]
         except (FileNotFoundError, IndexError):
             return None
-
-
-def _differences(earlier: Any, settings: dict[str, Any]) -> list[str]:
-    """The settings in which two configurations differ, but for where things lie and the loggers."""
-    first, second = (_comparable(of or {}) for of in (earlier, settings))
-    missing = "nothing"
-    return [
-        f"{name}: {first.get(name, missing)} there, {second.get(name, missing)} here"
-        for name in sorted(first.keys() | second.keys())
-        if first.get(name, missing) != second.get(name, missing)
-    ]
-
-
-def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    places = settings.get("paths") or {}
-    found = flat({**settings, "logger": None, "paths": None})
-    for folder in (places.get("run_dir"), places.get("data_dir")):
-        if folder:  # the run may have been moved
-            found = {
-                name: value.removeprefix(folder) if isinstance(value, str) else value for name, value in found.items()
-            }
-    return found
-
-
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """A configuration by dotted key, such as ``model.num_steps``."""
-    found = {}
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            found |= {f"{name}.{key}": inner for key, inner in flat(value).items()}
-        else:
-            found[str(name)] = value
-    return found

@@ -19,8 +19,9 @@ IGNORED = (
     "data.cache_dir",
     "data.devkit",
     "data.download",
-    "pixels",  # these two follow from the data
+    "pixels",  # these three follow from the data
     "model.m_step.image_shape",
+    "model.*.binary",
 )
 """Settings that say where a run lies and what it shows, not what it computes; each with all settings below it."""
 ABSENT = "absent"

@@ -1,4 +1,4 @@
-"""Stopping in good time when a cluster asks for it, and going on later."""
+"""How a run stops in time when a cluster asks it to, so that it can go on later."""
 
 import logging
 import os
@@ -32,13 +32,13 @@ class Preempted(SIGTERMException):
 class StopOnSignal(pl.Callback):
     """Stops training after the step in which SIGTERM, SIGUSR1 or SIGUSR2 comes, in all processes alike.
 
-    In place of Lightning's own handlers, which save within a step and let the processes of a DDP run stop
-    at different ones. A signal that comes just before or within a validation, or while gradients accumulate, waits
-    for the step after, so that a run that goes on has the scores and weights of an undisturbed one. With several
-    processes it is looked for every ``log_every_n_steps`` steps (50 where nothing is logged), as they have to agree.
+    It replaces Lightning's own handlers, which save within a step and let the processes of a DDP run stop at different
+    steps. If a signal comes just before or within a validation, or while gradients accumulate, the run stops after the
+    next step, so that it has the scores and weights of an undisturbed one when it goes on. Several processes look for
+    a signal every ``log_every_n_steps`` steps (every 50 if nothing is logged), as they have to agree.
 
     Raises:
-        Preempted: for :class:`~nem_lightning.training.callbacks.CheckpointOnInterrupt`, and :func:`leave`.
+        Preempted: for :class:`~nem_lightning.training.callbacks.CheckpointOnInterrupt`, and :func:`exit_after_signal`.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -53,7 +53,8 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every, batches = trainer.log_every_n_steps or 50, trainer.accumulate_grad_batches  # 0: nothing is logged
+        every = trainer.log_every_n_steps or 50  # 0: nothing is logged  # pyright: ignore[reportAttributeAccessIssue]
+        batches = trainer.accumulate_grad_batches
         looks = trainer.world_size == 1 or batch_idx // batches % every == 0
         accumulates = (batch_idx + 1) % batches and not trainer.is_last_batch
         if looks and not accumulates and not self._validation_comes_next(trainer, batch_idx):
@@ -61,7 +62,7 @@ class StopOnSignal(pl.Callback):
 
     @staticmethod
     def _validation_comes_next(trainer: pl.Trainer, batch_idx: int) -> bool:
-        every = trainer.val_check_batch  # None where it is the clock that says so
+        every = trainer.val_check_batch  # None if the clock says so
         done = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
         return every is not None and (done + 1) % every == 0
 
@@ -77,21 +78,22 @@ class StopOnSignal(pl.Callback):
             raise Preempted(received)
 
 
-def leave(stop: SIGTERMException) -> NoReturn:
-    """End the process after a signal; before a time limit (SIGUSR1, SIGUSR2), have SLURM start the job again.
+def exit_after_signal(stop: SIGTERMException) -> NoReturn:
+    """End the process after a signal; at the end of a time limit (SIGUSR1, SIGUSR2), have SLURM start the job again.
 
-    A job that is preempted (SIGTERM) is started again by SLURM itself.
+    SLURM itself starts a job again that it preempts (SIGTERM).
 
     Raises:
-        SystemExit: always, but for a job that SLURM does not take again (``CalledProcessError``), or that submitit has
-            started again ``max_num_timeout`` times (``UncompletedJobError``).
+        SystemExit: in all other cases than these two.
+        CalledProcessError: SLURM does not take the job again.
+        UncompletedJobError: submitit has started the job again ``max_num_timeout`` times.
     """
     number = stop.number if isinstance(stop, Preempted) else signal.SIGTERM
     if number != signal.SIGTERM:
         of_submitit = signal.getsignal(number)
         if callable(of_submitit):
             of_submitit(number, None)  # counts the restarts; ends the process
-        elif "SLURM_JOB_ID" in os.environ and rank_zero_only.rank == 0:
+        elif "SLURM_JOB_ID" in os.environ and rank_zero_only.rank == 0:  # pyright: ignore[reportFunctionMemberAccess]
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
             log.info("requeued job %s", os.environ["SLURM_JOB_ID"])
     raise SystemExit(128 + number)

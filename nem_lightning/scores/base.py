@@ -73,8 +73,8 @@ class Score(Metric):
     """Whether all scores of this class add up the same counts, whatever their arguments: then one adds them for all."""
 
 
-class Mean(Score):
-    """A mean in which NaN stays NaN, in float64.
+class WeightedMean(Score):
+    """A mean in which NaN stays NaN, in float64; a subclass adds to it in ``update``.
 
     torchmetrics' own MeanMetric leaves NaN out, or ignores the weights with ``nan_strategy="disable"`` (1.9.0).
     """
@@ -86,14 +86,18 @@ class Mean(Score):
         self.total: Tensor
         self.weight: Tensor
 
-    def update(self, value: Tensor, weight: int | Tensor) -> None:
-        """Add a mean over ``weight`` items, a scalar."""
-        self.total += value.double() * weight
-        self.weight += weight
-
     def compute(self) -> Tensor:
         """Give the mean, a float64 scalar."""
         return self.total / self.weight
+
+
+class Mean(WeightedMean):
+    """A mean of means."""
+
+    def update(self, value: Tensor, weight: int) -> None:
+        """Add a mean over ``weight`` items, a scalar."""
+        self.total += value.double() * weight
+        self.weight += weight
 
 
 class MeanOverImages(Score):

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -88,20 +89,23 @@ class ScoreSet(nn.Module):
                 groups=groups,
             )
         for name, value in model.report(target, grouping).items():
-            self.numbers[name].update(value, len(target))
+            self._number(name).update(value, len(target))
         self.images.update(groups)
 
     def compute(self) -> dict[str, Tensor]:
         """Give each score by its name, a scalar; NaN if no image had one."""
         found = {} if self.scores is None else self.scores.compute()
-        found |= {name: mean.compute() for name, mean in self.numbers.items()}
+        found |= {name: self._number(name).compute() for name in self.numbers}
         return {name: found[name] for name in self.headings}
 
     def reset(self) -> None:
         """Start over."""
-        for metric in (self.scores, *self.numbers.values(), self.images):
+        for metric in (self.scores, *map(self._number, self.numbers), self.images):
             if metric is not None:
                 metric.reset()
+
+    def _number(self, name: str) -> Mean:
+        return cast(Mean, self.numbers[name])
 
 
 def _sharing(scores: Mapping[str, Score]) -> list[list[str]]:

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from nem_lightning.headings import Heading
-from nem_lightning.scores.base import Mean
+from nem_lightning.scores.base import WeightedMean
 
 
-class ReconstructionError(Mean):
+class ReconstructionError(WeightedMean):
     """Mean over images, pixels and channels of (x - sum_k gamma_k mu_k)^2; NaN if a model has no means."""
 
-    heading = Heading("reconstr. error")
+    heading = Heading("reconstruction error")
     higher_is_better = False
 
     def by_image(self, target: Tensor, reconstruction: Tensor | None) -> Tensor:
@@ -20,13 +20,14 @@ class ReconstructionError(Mean):
 
     def update(self, target: Tensor, reconstruction: Tensor | None) -> None:
         """Add a batch, (B, C, H, W) each."""
-        super().update(self.by_image(target, reconstruction).mean(), len(target))
+        self.total += self.by_image(target, reconstruction).sum()
+        self.weight += len(target)
 
 
-class Confidence(Mean):
+class Confidence(WeightedMean):
     """The largest responsibility, mean over scored pixels."""
 
-    heading = Heading("confi- dence")
+    heading = Heading("confidence")
     higher_is_better = True
 
     def update(self, responsibilities: Tensor, groups: Tensor) -> None:

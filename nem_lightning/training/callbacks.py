@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.__version__ import version as lightning_version
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
@@ -48,7 +49,9 @@ def require_known_monitors(callbacks: Mapping[str, pl.Callback], module: Groupin
 class ProgressBar(RichProgressBar):
     """Lightning's rich progress bar without the run's version number, which takes a line in each epoch's."""
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float]:
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
@@ -73,14 +76,14 @@ class BestCheckpoint(ModelCheckpoint):
         if not state_dict["best_model_path"]:
             return
         best = Path(state_dict["best_model_path"])
-        here = Path(self.dirpath) / best.name
+        here = Path(self.dirpath or ".") / best.name
         best = here if here.is_file() else best  # taken along before, or the whole run was moved
         try:
             checkpoints.contents(best)
         except InputError as error:
             log.warning("%s; the best is looked for from here on", str(error).removeprefix("ckpt_path="))
             return
-        if here.resolve() != best.resolve() and rank_zero_only.rank == 0:
+        if here.resolve() != best.resolve() and rank_zero_only.rank == 0:  # pyright: ignore[reportFunctionMemberAccess]
             with atomic_file(here) as temporary:
                 shutil.copyfile(best, temporary)
         score = state_dict["best_model_score"]
@@ -115,7 +118,7 @@ class StopOnNonFiniteLoss(pl.Callback):
         loss = outputs["loss"]
         step = torch.where(loss.isfinite(), torch.inf, float(trainer.global_step))
         self._first = torch.minimum(self._first, step.to(self._first))
-        every = trainer.log_every_n_steps  # 0: nothing is logged
+        every = trainer.log_every_n_steps  # 0: nothing is logged  # pyright: ignore[reportAttributeAccessIssue]
         if loss.device.type == "cpu" or (every and trainer.global_step % every == 0):
             self._check(trainer)
 
@@ -137,7 +140,8 @@ class StopOnNonFiniteLoss(pl.Callback):
             self._stop(trainer, "loss is", int(step))
 
     def _stop(self, trainer: pl.Trainer, what: str, step: int) -> None:
-        kept = [saver.last_model_path or saver.best_model_path for saver in trainer.checkpoint_callbacks]
+        savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        kept = [saver.last_model_path or saver.best_model_path for saver in savers]
         raise NonFiniteLoss(
             f"the {what} not finite at step {step} (epoch {trainer.current_epoch}); last good checkpoint: "
             f"{(kept and kept[-1]) or 'none, no epoch was finished'}; try a lower model.optimizer.lr"
@@ -182,7 +186,7 @@ class CheckpointOnInterrupt(pl.Callback):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]
         except KeyError as error:
             raise RuntimeError(
-                f"Lightning {pl.__version__} saves no {error} in its checkpoints; CheckpointOnInterrupt must be "
+                f"Lightning {lightning_version} saves no {error} in its checkpoints; CheckpointOnInterrupt must be "
                 "changed to start validations at their first batch (Lightning issue 19549)"
             ) from error
         for name in progress:
@@ -204,7 +208,13 @@ class LogGroupings(pl.Callback):
         self._batch: dict[str, Tensor] = {}
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0 and not self._batch:
             self._batch = {name: value[: self.num_images].clone() for name, value in batch.items()}
@@ -247,4 +257,4 @@ class LogScoresByStep(pl.Callback):
 
 def _surviving(logger: WandbLogger) -> contextlib.AbstractContextManager:
     """That of :class:`nem_lightning.training.loggers.WandbLogger`; Lightning's has none."""
-    return logger.surviving() if hasattr(logger, "surviving") else contextlib.nullcontext()
+    return getattr(logger, "surviving", contextlib.nullcontext)()

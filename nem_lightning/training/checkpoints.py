@@ -145,15 +145,15 @@ def load(
         InputError: as :func:`read` and :func:`weights`; a class of another package; or a number below 1.
     """
     sizes = {"num_components": num_components, "num_steps": num_steps, "num_starts": num_starts}
-    return load_module(path, trusted=trusted, **sizes).model.eval()
+    return load_module(path, sizes=sizes, trusted=trusted).model.eval()
 
 
 def load_module(
     path: str | Path,
     scores: Mapping[str, Score] | None = None,
     seed: int | None = None,
+    sizes: Mapping[str, int | None] | None = None,
     trusted: Sequence[str] | str = (),
-    **sizes: int | None,
 ) -> GroupingModule:
     """Build a checkpoint's module for scoring, and load its whole state.
 
@@ -161,8 +161,8 @@ def load_module(
         path: the checkpoint.
         scores: by name; none by default.
         seed: of the random numbers; as trained by default.
+        sizes: ``num_components``, ``num_steps`` and ``num_starts`` by name; None: as trained.
         trusted: as for :func:`load`.
-        sizes: ``num_components``, ``num_steps`` and ``num_starts``, as for :func:`load`; None: as trained.
 
     Raises:
         InputError: as :func:`load`.
@@ -176,6 +176,7 @@ def load_module(
     model, module = dict(config["model"]), dict(config["module"])
     trusted = [trusted] if isinstance(trusted, str) else trusted
     _require_trusted([model, module], (*TRUSTED, *trusted), path)
+    sizes = sizes or {}
     for name, value in sizes.items():
         if value is not None:
             require(name in model, f"{name}={value}: this model has no such setting")
@@ -218,7 +219,7 @@ def _require_trusted(config: Any, allowed: Sequence[str], path: str | Path) -> N
         if "_target_" in config:
             target = str(config["_target_"])
             known = _is_in(target, allowed)  # before it is imported
-            found = get_object(target) if known else None
+            found: Any = get_object(target) if known else None
             require(
                 _is_class_or_maker(found) and _is_in(f"{found.__module__}.{found.__qualname__}", allowed),
                 f"ckpt_path={path}: its model needs {target}; allowed are classes of {', '.join(allowed)}; "

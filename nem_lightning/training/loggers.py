@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import wandb
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger as LightningWandbLogger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from wandb.errors import CommError
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class WandbLogger(LightningWandbLogger):
             return self._experiment
         try:
             run = super().experiment
-        except wandb.errors.CommError as error:
+        except CommError as error:
             if not self._may_fall_back:
                 raise
             log.warning("W&B cannot be reached (%s); this run is logged offline", str(error).splitlines()[0])

@@ -4,9 +4,11 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from nem_lightning.datamodules.base import Batch
@@ -16,6 +18,12 @@ from nem_lightning.scores.base import Score
 from nem_lightning.scores.collection import ScoreSet, TestScores
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Step = TypeVar("Step", bound=Callable)
+
+
+def _eagerly(step: Step) -> Step:
+    """Leave a step as it is when ``torch.compile(module)`` is trained: the model chooses what is compiled."""
+    return torch.compiler.disable(step)  # pyright: ignore[reportReturnType]
 
 
 class GroupingModule(pl.LightningModule):
@@ -63,7 +71,8 @@ class GroupingModule(pl.LightningModule):
         self.decay = decay
         self.seed = seed
         self.val_set = ScoreSet(scores or {}, model)
-        self.test_sets = nn.ModuleList(ScoreSet(scores or {}, model) for _ in range(model.num_steps))
+        self._test_sets = [ScoreSet(scores or {}, model) for _ in range(model.num_steps)]
+        self.test_sets = nn.ModuleList(self._test_sets)  # so that they move with the module
         self.test_scores: TestScores | None = None
         self._learning_rates: list[float] | None = None  # a group of parameters each
 
@@ -92,7 +101,7 @@ class GroupingModule(pl.LightningModule):
         digest = hashlib.blake2b(key, digest_size=8).digest()
         return torch.Generator(self.device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer | dict | None:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and, if the learning rate decays, its schedule."""
         if self.optimizer is None:
             return None
@@ -112,7 +121,7 @@ class GroupingModule(pl.LightningModule):
         if self._learning_rates is None or len(schedules) != int(self.decay):  # a subclass has its own
             return
         for schedule in schedules:
-            schedule.base_lrs = self._learning_rates
+            schedule.base_lrs = [*self._learning_rates]
         decayed = self._decayed(schedules[0].last_epoch) if schedules else 1.0
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._learning_rates, strict=False):
             group["lr"] = rate * decayed
@@ -124,17 +133,17 @@ class GroupingModule(pl.LightningModule):
         return self.model(frames, num_starts=num_starts, generator=generator)
 
     def on_fit_start(self) -> None:
-        self.model.prepare_training()
+        self.model.prepare_training(compiled=self._compiler_ctx is not None)
 
+    @_eagerly
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         generator = self.generator("train", self.current_epoch, batch_idx)
         loss = self.model.training_loss(batch["frames"], epoch=self.current_epoch, generator=generator)
-        every = self.trainer.log_every_n_steps  # 0: never
+        every = self.trainer.log_every_n_steps  # 0: never  # pyright: ignore[reportAttributeAccessIssue]
         if every and (self.global_step + 1) % every == 0:  # the others' would not be written
             self._log_training(batch["frames"], loss)
         return loss.total
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _log_training(self, frames: Tensor, loss: TrainingLoss) -> None:
         target, last = frame_pair(frames, self.model.num_steps)[1], loss.last()
@@ -147,6 +156,7 @@ class GroupingModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.val_set.reset()
 
+    @_eagerly
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         generator = self.generator("val", batch_idx)
         groupings = self.model.groupings(batch["frames"], num_starts=1, generator=generator)
@@ -157,17 +167,18 @@ class GroupingModule(pl.LightningModule):
             self.log(f"val/{name}", value.float(), prog_bar=name == "ami_max", sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
-        for scores in self.test_sets:
+        for scores in self._test_sets:
             scores.reset()
 
+    @_eagerly
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         groupings = self.model.groupings(batch["frames"], generator=self.generator("test", batch_idx))
-        for step, (scores, grouping) in enumerate(zip(self.test_sets, groupings, strict=True), start=1):
+        for step, (scores, grouping) in enumerate(zip(self._test_sets, groupings, strict=True), start=1):
             self._score(scores, batch, step, grouping)
 
     def on_test_epoch_end(self) -> None:
-        by_step = [scores.compute() for scores in self.test_sets]
-        images, unscored = self.test_sets[-1].images.compute()
+        by_step = [scores.compute() for scores in self._test_sets]
+        images, unscored = self._test_sets[-1].images.compute()
         self.test_scores = TestScores(
             headings=self.val_set.headings,
             by_step=[{name: value.item() for name, value in step.items()} for step in by_step],

@@ -2,6 +2,7 @@
 
 import csv
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -65,7 +66,7 @@ class TestReading:
         run = write_run(tmp_path / "run")
         (run / file).parent.mkdir(parents=True, exist_ok=True)
         (run / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-        write_run(tmp_path / "well", num_steps=3)
+        write_run(tmp_path / "well", model__num_steps=3)
         sweep = Sweep(find([tmp_path]))
         written = html.unescape(page.render(sweep, "title"))
         assert sweep.runs[0].status == status
@@ -117,8 +118,8 @@ class TestSweep:
             pytest.approx(0.82), pytest.approx(np.std([0.8, 0.84], ddof=1)), 2
         )
         assert sweep.best.best_run.seed == 1
-        assert sweep.common["model.optimizer.lr"] == 0.001
-        assert not {"paths.run_dir", "model.seed", "callbacks.last_checkpoint.dirpath"} & set(sweep.common)
+        assert sweep.common["optimizer.lr"] == 0.001
+        assert not {"paths.run_dir", "module.seed", "callbacks.last_checkpoint.dirpath"} & set(sweep.common)
 
     def test_a_seed_of_its_own_is_a_setting(self, tmp_path):
         write_run(tmp_path / "a", seed=0)
@@ -128,18 +129,25 @@ class TestSweep:
         assert [setting.key for setting in Sweep(find([tmp_path])).settings] == ["data.seed"]
 
     def test_what_a_class_brings_along_is_no_column(self, tmp_path):
-        gradient = {"m_step": {"_target_": "nem_lightning.models.m_steps.GradientMStep", "step_size": 1.0}}
+        gradient = {"_target_": "nem_lightning.models.m_steps.GradientMStep", "step_size": 1.0}
         for i, lr in enumerate((0.1, 0.2)):
             write_run(tmp_path / f"rnn{i}", optimizer__lr=lr)
-            write_run(tmp_path / f"nem{i}", optimizer__lr=lr, em=gradient)
+            write_run(tmp_path / f"nem{i}", optimizer__lr=lr, model__m_step=gradient)
         settings = Sweep(find([tmp_path])).settings
         assert [setting.name for setting in settings] == ["m_step", "lr"]
-        assert settings[0].followers == {"model.em.m_step.step_size": [1.0, ABSENT]}
+        assert settings[0].followers == {"model.m_step.step_size": [1.0, ABSENT]}
         assert [setting.numeric for setting in settings] == [False, True]
 
+    def test_where_a_run_lies_and_began_is_no_setting(self, tmp_path):
+        for seed in (0, 1):
+            folder = tmp_path / str(seed)
+            own = {"callbacks__mine": {"file": f"{folder}/mine.txt"}, "logger": {} if seed else {"csv": {}}}
+            write_run(folder, seed, ckpt_path=f"{seed}.ckpt", **own)
+        assert not Sweep(find([tmp_path])).settings
+
     def test_true_is_not_one(self, tmp_path):
-        write_run(tmp_path / "a", num_steps=1, ami=None)
-        write_run(tmp_path / "b", num_steps=True, ami=None)
+        write_run(tmp_path / "a", model__num_steps=1, ami=None)
+        write_run(tmp_path / "b", model__num_steps=True, ami=None)
         assert len(Sweep(find([tmp_path])).configurations) == 2
 
     def test_of_equal_runs_a_finished_one_counts_and_the_last(self, tmp_path):
@@ -189,7 +197,7 @@ class TestCharts:
 
     def test_the_best_twelve_are_drawn(self, tmp_path):
         for i in range(14):
-            write_run(tmp_path / str(i), num_steps=i + 1, ami=0.9 - i / 100)
+            write_run(tmp_path / str(i), model__num_steps=i + 1, ami=0.9 - i / 100)
         sweep = Sweep(find([tmp_path]))
         looks = charts.Looks.of(sweep)
         assert looks.drawn == sweep.configurations[:12]
@@ -197,7 +205,7 @@ class TestCharts:
 
     def test_a_search_is_dots(self, tmp_path):
         for i in range(4):
-            write_run(tmp_path / str(i), num_steps=i + 2, ami=0.5 + i / 10, optimizer__lr=10.0**-i)
+            write_run(tmp_path / str(i), model__num_steps=i + 2, ami=0.5 + i / 10, optimizer__lr=10.0**-i)
         steps, lr = charts.by_setting(Sweep(find([tmp_path])))
         assert "A dot is a run" in steps.caption and not lr.legend
         assert steps.svg.count('class="line ') == 4
@@ -205,7 +213,7 @@ class TestCharts:
     def test_a_line_for_each_combination_of_the_rest(self, tmp_path):
         for i in range(8):
             seed, num_steps, lr = i // 4, (2, 10)[i // 2 % 2], (0.1, 0.2)[i % 2]
-            write_run(tmp_path / str(i), seed, 0.5 + i / 10, num_steps=num_steps, optimizer__lr=lr)
+            write_run(tmp_path / str(i), seed, 0.5 + i / 10, model__num_steps=num_steps, optimizer__lr=lr)
         steps, lr = charts.by_setting(Sweep(find([tmp_path])))
         assert [line.label for line in steps.legend] == ["lr=0.1", "lr=0.2"]
         assert steps.legend[0].seeds == [{2: 0.5, 10: 0.7}, {2: 0.9, 10: 1.1}]
@@ -231,7 +239,7 @@ class TestPage:
 
     def test_pictures_are_kept_small(self, tmp_path, monkeypatch):
         for i in range(3):
-            run = write_run(tmp_path / str(i), num_steps=i + 1, ami=0.5 + i / 10)
+            run = write_run(tmp_path / str(i), model__num_steps=i + 1, ami=0.5 + i / 10)
             noise = np.random.default_rng(0).integers(0, 255, (1000, 3000, 3), dtype=np.uint8)
             Image.fromarray(noise).save(run / "groupings.png")
         Image.new("RGB", (3000, 1000)).save(run / "gallery.png")
@@ -243,6 +251,35 @@ class TestPage:
         monkeypatch.setattr(page, "PICTURE_BYTES", 2.5 * size)
         assert page.render(sweep, "title").count("data:image/webp") == 2
         assert "2 of the 3 configurations are shown" in " ".join(page.render(sweep, "title").split())
+
+    def test_a_score_of_your_own_is_a_column(self, tmp_path):
+        for name, shown in (("a", None), ("b", ["my score", ".1%"]), ("c", ["later", ".4f"])):
+            run = write_run(tmp_path / name, seed=ord(name))
+            scores = json.loads((run / "scores.json").read_text())
+            scores["headings"] |= {"mine": shown} if shown else {}
+            scores["by_step"][-1] |= {"mine": 0.25, "new": 1 / 3}
+            (run / "scores.json").write_text(json.dumps(scores))
+        sweep = Sweep(find([tmp_path]))
+        columns = page.columns(sweep)
+        titles = ["AMI (max)", "ARI", "reconstruction error", "my score", "new", "best score", "epochs"]
+        assert [column.heading.title for column in columns] == titles
+        written = page.render(sweep, "title")
+        assert "my score" in written and ">25.0%" in written and ">0.3333" in written
+        assert "loss_intra" not in written and "test/loss_intra" in page.to_csv(sweep)
+        assert page.to_csv(sweep).count("0.25,") == 3
+
+    def test_a_heading_that_cannot_be_used_is_told(self, tmp_path):
+        run = write_run(tmp_path / "run")
+        (run / "scores.json").write_text((run / "scores.json").read_text().replace(".3f", "nonsense"))
+        (found,) = find([tmp_path])
+        assert found.status == "finished" and "ami_max has the heading" in found.problems[0]
+        assert "0.8" in page.render(Sweep([found]), "title")
+
+    def test_models_are_named(self, tmp_path):
+        write_run(tmp_path / "a")
+        write_run(tmp_path / "b", model__m_step={"_target_": "nem_lightning.models.m_steps.GradientMStep"})
+        write_run(tmp_path / "c", model={"_target_": "mine.KMeans", "num_steps": 2})
+        assert "RNN-EM and N-EM and KMeans on Shapes" in page.render(Sweep(find([tmp_path])), "title")
 
     def test_table_beside_the_page(self, tmp_path):
         table = page.write([write_sweep(tmp_path)], tmp_path / "report.html")

@@ -22,7 +22,7 @@ TINY = [
     "logger=csv",
     "data.size=12",
     "data.num_objects=1",
-    "model.em.m_step.hidden_size=10",
+    "model.m_step.hidden_size=10",
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=3",
     "trainer.limit_val_batches=2",
@@ -121,16 +121,16 @@ def test_a_failing_run_ends_no_sweep_and_runs_are_added_later(sweep, folder):
 
 
 def test_a_search_goes_on_where_it_was_and_leaves_out_trials_that_fail(sweep, folder):
-    fixed = {"model.em.m_step.hidden_size": 10, "data.batch_size": 64, "model.corruption.prob": 0.1}
-    fixed |= {"model.em.m_step.layer_norm": "true", "model.em.differentiate_responsibilities": "true"}
+    fixed = {"model.m_step.hidden_size": 10, "data.batch_size": 64, "model.corruption.prob": 0.1}
+    fixed |= {"model.m_step.layer_norm": "true", "model.differentiate_responsibilities": "true"}
     search = ["hparams_search=recipe", "hydra.sweep.dir=search", "hydra.sweeper.n_trials=5"]
-    search += ["model.optimizer.lr=choice(inf,1e-3)", *(f"{key}={value}" for key, value in fixed.items())]
+    search += ["optimizer.lr=choice(inf,1e-3)", *(f"{key}={value}" for key, value in fixed.items())]
     printed = sweep(*search, "hydra.sweeper.sampler.seed=0", status=1)
     assert (
         set(runs_in(folder / "search")) == {"lr-inf_seed-0", "lr-0.001_seed-0"} and "1 of 2 runs finished." in printed
     )
     found = yaml.safe_load((folder / "search" / "optimization_results.yaml").read_text())
-    assert found["best_params"] == {"model.optimizer.lr": 1e-3}
+    assert found["best_params"] == {"optimizer.lr": 1e-3}
     scores = json.loads((folder / "search" / "lr-0.001_seed-0" / "scores.json").read_text())
     assert found["best_value"] == scores["best_score"]
 

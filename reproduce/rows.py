@@ -124,11 +124,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text())
-        if (
-            not {"row", "title", "seed", "images", "headings", "fingerprint"} <= found.keys()
-            or not found["scores"]["test"]
-        ):
-            raise KeyError
+        _ = [found[name] for name in ("row", "title", "seed", "images", "headings", "fingerprint")]
+        _ = found["scores"]["val"], found["scores"]["test"]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; python -m reproduce score writes it") from None
     except (ValueError, KeyError, TypeError) as error:

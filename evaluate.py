@@ -23,10 +23,14 @@ def main(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig, folder: RunFolder) -> None:
     """Load, instantiate, test."""
-    from nem_lightning import figures  # here, so that --help need not wait for them
+    from pytorch_lightning.utilities import rank_zero_only  # here, so that --help need not wait for it
+
+    from nem_lightning import figures
     from nem_lightning.datamodules.base import STAGES
     from nem_lightning.training import checkpoints
+    from nem_lightning.training.callbacks import require_results
 
+    first = rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
     require(config.ckpt_path is not None, "ckpt_path: must be given, the checkpoint to score")
     require(config.split in STAGES, f"split={config.split}: must be one of {', '.join(STAGES)}")
     command_line.set_seed(config.seed)
@@ -35,15 +39,19 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     module = checkpoints.load_module(config.ckpt_path, scores, config.seed, sizes, config.trusted)
     datamodule = instantiate(config.data)
     module.model.check_images(datamodule.image_shape, datamodule.binary)
-    datamodule.prepare_data()
-    images = datamodule.eval_dataloader(config.split)  # errors in the data are said before the folder is taken
-    folder.claim(command_line.plain(config), again=False)
+    datamodule.test_stage = config.split
     trainer = instantiate(config.trainer, logger=False)
-    trainer.test(module, images, verbose=False)
-
-    pictures = figures.save(
-        module.model, next(iter(images)), module.generator("test", 0), folder.path, f"{config.split} images"
-    )
+    require_results(trainer)
+    if first:
+        datamodule.prepare_data()
+        datamodule.setup("test")  # errors in the data are said before the folder is taken
+        folder.claim(command_line.plain(config), again=False)
+    trainer.test(module, datamodule, verbose=False)
+    folder.begin()
+    if not trainer.is_global_zero:
+        return
+    batch, generator = next(iter(datamodule.test_dataloader())), module.generator("test", 0)
+    pictures = figures.save(module.model, batch, generator, folder.path, f"{config.split} images")
     found = {"ckpt_path": str(config.ckpt_path), **command_line.scores_of_test(module, config.split)}
     folder.finish(found)
     console = Console()

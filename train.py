@@ -33,11 +33,12 @@ def main(config: DictConfig) -> float:
 
 def train(config: DictConfig, folder: RunFolder) -> float:
     """Instantiate, fit, test. A run that was stopped goes on, one that is finished is left as it is."""
-    from pytorch_lightning.utilities import rank_zero_only  # here, so that --help need not wait for it
+    from pytorch_lightning.callbacks import LambdaCallback  # here, so that --help need not wait for it
+    from pytorch_lightning.utilities import rank_zero_only
 
     from nem_lightning import figures
     from nem_lightning.training import checkpoints
-    from nem_lightning.training.callbacks import require_known_monitors
+    from nem_lightning.training.callbacks import require_known_monitors, require_results
 
     first = rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
     command_line.set_seed(config.seed)
@@ -50,6 +51,16 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     plain_config = command_line.plain(config)
     callbacks = instantiate(config.callbacks)
     require_known_monitors(callbacks, module)
+    command_line.require_trainer_numbers(config.trainer)
+    loggers = list(instantiate(config.logger).values())
+    begin = LambdaCallback(on_train_start=lambda *_: folder.begin())
+    trainer = instantiate(
+        config.trainer,
+        callbacks=[*callbacks.values(), checkpoints.SaveConfig(plain_config), begin],
+        logger=loggers,
+        plugins=[checkpoints.WholeFiles()],
+    )
+    require_results(trainer)
     if first:
         datamodule.prepare_data()  # errors in the data are said before a run is started
         folder.claim(plain_config)
@@ -60,14 +71,7 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         command_line.print_places(places, console)
         return _number(scores["best_score"])
     newest = folder.newest_checkpoint(config.ckpt_path)
-    loggers = list(instantiate(config.logger).values())
     try:
-        trainer = instantiate(
-            config.trainer,
-            callbacks=[*callbacks.values(), checkpoints.SaveConfig(plain_config)],
-            logger=loggers,
-            plugins=[checkpoints.WholeFiles()],
-        )
         for logger in loggers:
             logger.log_hyperparams(plain_config)
         places += [Place("W&B run", logger.where()) for logger in loggers if hasattr(logger, "where")][:1]
@@ -75,6 +79,7 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         command_line.print_places(places + goes_on, console)
         if module.has_weights:
             trainer.fit(module, datamodule, ckpt_path=newest, weights_only=True)
+        folder.begin()
         fitted = fit_facts(trainer)
         best = fitted["ckpt_path"]
         trainer.test(module, datamodule, ckpt_path=best or None, weights_only=True, verbose=False)

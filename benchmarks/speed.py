@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import around, parts, plots, steps, timing
+from benchmarks import around, parts, plots, steps, threads, timing
 from benchmarks.steps import Case
 
 GROWTH = {
@@ -75,6 +75,8 @@ def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> d
     }
     if device.type == "cpu":
         result["parts"] = {case.model: parts.of_a_training_step(case, device, rounds) for case in cases}
+        turns, seconds = (1, 0.1) if quick else (max(1, rounds // 3), 3)
+        result["beside"] = threads.beside_a_busy_process(base, turns, seconds)
     result["scores"] = around.scores(device, images, max(1, rounds // 5))
     result["lightning"] = around.lightning(base, device, max(1, rounds // 2), 5 if quick else 60)
     result["test_seconds"] = around.evaluation(base, device, 64 if quick else 10_000)
@@ -118,6 +120,13 @@ def show(result: dict, console: Console) -> None:
     for model, found in result.get("parts", {}).items():
         said = ", ".join(f"{name} {ms:.1f}" for name, ms in found.items())
         console.print(f"Training step of {model}, ms: {said}", highlight=False)
+    for name, found in result.get("beside", {}).items():
+        setting = "as PyTorch comes" if name == "default" else ", ".join(f"{k}={v}" for k, v in threads.SETTING.items())
+        console.print(
+            f"Training step of rnn_em, {setting}: {found['alone']:.0f} examples a second alone, "
+            f"{found['busy']:.0f} beside a busy process",
+            highlight=False,
+        )
     step = result["lightning"]
     scores, start = result["scores"], result["start_up"]
     console.print(

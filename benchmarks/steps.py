@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
-from benchmarks import plain, timing
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
+from benchmarks import plain, timing
 
 CONF = Path(__file__).parent.parent / "conf"
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("WANDB_MODE", "offline")
 settings.register_profile("no deadline", deadline=None)  # machines are busy
 settings.load_profile("no deadline")
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # where the machine is busy, two wait for each other in every small product
 
 
 def _shared(relative: str) -> Path:

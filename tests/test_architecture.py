@@ -1,48 +1,105 @@
-"""The two rules that hold the floors apart."""
+"""The rules that hold the floors apart."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+import nem_lightning
+
 PACKAGE = ROOT / "nem_lightning"
-SCIENCE = {
-    "errors",
-    "likelihoods",
-    "m_steps",
-    "starts",
-    "em",
-    "losses",
-    "corruption",
-    "metrics",
-    "overlap",
-    "fast_path",
-}
-FRAMEWORKS = {"pytorch_lightning", "hydra", "omegaconf", "wandb"}
-READS_HYDRA = {"checkpoint.py", "cli.py", "sweeps.py"}  # builds a checkpoint's model; serve train.py and evaluate.py
+FLOORS = [
+    {"errors", "headings", "files"},
+    {"models", "scores"},
+    {"datamodules", "training", "runs", "figures"},
+    {"report"},
+]
+FRAMEWORKS = {"pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "wandb"}
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
 def imports(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None and not node.level, f"{path}: a relative import"
             found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-@pytest.mark.parametrize("name", sorted(SCIENCE))
-def test_the_science_needs_no_framework(name):
-    found = imports(PACKAGE / f"{name}.py")
-    assert not {module.split(".")[0] for module in found} & FRAMEWORKS
-    own = {module.split(".")[1] for module in found if module.startswith("nem_lightning.")}
-    assert own <= SCIENCE
+def own(path: Path) -> set[str]:
+    """What it imports of the package: "errors", "models", "models.grouping", ..."""
+    names = {module.removeprefix("nem_lightning.") for module in imports(path) if module.startswith("nem_lightning.")}
+    return names | {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def packages(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module in imports(path)}
+
+
+def modules_of(*parts: str) -> list[Path]:
+    return [path for path in MODULES if path.parts[0].removesuffix(".py") in parts]
+
+
+by_path = {"ids": str}
+
+
+def test_every_part_has_a_floor():
+    parts = {path.parts[0].removesuffix(".py") for path in MODULES} - {"__init__"}
+    assert parts == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("floor", range(4))
+def test_a_floor_imports_nothing_of_a_higher_one(floor):
+    higher = set().union(*FLOORS[floor + 1 :])
+    for path in modules_of(*FLOORS[floor]):
+        assert not own(path) & higher, path
+
+
+@pytest.mark.parametrize("path", modules_of(*FLOORS[0], *FLOORS[1]), **by_path)
+def test_the_science_needs_no_framework(path):
+    assert not packages(path) & FRAMEWORKS
+
+
+@pytest.mark.parametrize("path", modules_of(*FLOORS[0]), **by_path)
+def test_the_ground_floor_needs_no_pytorch(path):
+    assert "torch" not in packages(path)
+
+
+def test_models_know_no_scores_and_scores_only_what_a_grouping_is():
+    for path in modules_of("models"):
+        assert "scores" not in own(path), path
+    for path in modules_of("scores"):
+        assert {name for name in own(path) if name.startswith("models.")} <= {
+            "models.grouping",
+            "models.grouping.Grouping",
+            "models.grouping.GroupingModel",
+        }, path
+
+
+@pytest.mark.parametrize("path", modules_of("report"), **by_path)
+def test_the_report_reads_files_only(path):
+    assert "torch" not in packages(path)
+    assert {name.partition(".")[0] for name in own(path)} <= {"report", "runs", "headings", "errors", "files"}
+
+
+@pytest.mark.parametrize("path", MODULES, **by_path)
 def test_classes_take_plain_arguments_not_configs(path):
-    found = {module.split(".")[0] for module in imports(path)}
-    assert path.name in READS_HYDRA or not found & {"hydra", "omegaconf"}
+    reads_hydra = path == Path("training/checkpoints.py") or path.parts[0] == "runs"
+    assert reads_hydra or not packages(path) & {"hydra", "omegaconf"}
+
+
+def test_the_package_is_imported_without_pytorch_and_has_what_it_names():
+    code = "import sys, nem_lightning; dir(nem_lightning); assert not {'torch', 'hydra'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert {"NeuralEM", "Grouping", "GroupingModel", "load"} <= set(nem_lightning.__all__) <= set(dir(nem_lightning))
+    for name in nem_lightning.__all__:
+        assert getattr(nem_lightning, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = nem_lightning.nothing

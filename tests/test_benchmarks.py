@@ -67,6 +67,9 @@ def test_every_part_runs(tmp_path, monkeypatch, capsys):
     assert all(row["memory"] > 0 for row in result["growth"]["steps"])
     for found in result["parts"].values():
         assert all(found[name] > 0 for name in ("products", "random numbers", "Adam", "other operations"))
+    for found in result["beside"].values():
+        assert found["alone"] > 0
+        assert found["busy"] > 0
     assert result["scores"]["difference"] < 1e-9
     assert result["start_up"]["first step"] > result["start_up"]["help"] > 0
     assert (tmp_path / "growth.png").stat().st_size > 1000

@@ -162,25 +162,26 @@ def test_no_earlier_run_is_overwritten(run, tmp_path):
     [
         (["model.num_components=0"], "model.num_components=0: must be an integer of at least 1"),
         (["model.num_steps=0"], "model.num_steps=0: must be an integer of at least 1"),
-        (["model.em.smoothing=-1"], "model.em.smoothing=-1: must be a number of at least 0"),
+        (["model.smoothing=-1"], "model.smoothing=-1: must be a number of at least 0"),
         (["model.loss.prior=a"], "model.loss.prior=a: must lie in [0, 1]"),
         (["model.loss.step_weights=[1,2]"], "model.loss.step_weights: has 2 weights, must have one for each of the 3"),
         (["seed=-1"], "seed=-1: must be an integer of at least 0"),
         (["data.size=5"], "data.size=5: must be an integer of at least 12"),
         (["data=voc", "data.devkit=nowhere"], "nowhere/VOC2012: no such folder; set data.devkit"),
         (
-            ["data=voc", "likelihood@model.em.likelihood=bernoulli"],
-            "model.em.likelihood: Bernoulli pixels must be 0 or 1",
+            ["data=voc", "model.likelihood.binary=true", "model.loss.likelihood.binary=true"],
+            "data: has real values in [0, 1], but this model takes pixels of 0 and 1",
         ),
-        (["model.decay=no"], "model.decay=no: must be true or false"),
-        (["model.optimizer=null"], "model.optimizer: 'NoneType' object is not callable"),
-        (["+model.optimizer.momentum=1"], "unexpected keyword argument 'momentum'"),
+        (["module.decay=no"], "module.decay=no: must be true or false"),
+        (["model.fast=yes"], "model.fast=yes: must be auto, true or false"),
+        (["model.init=kmeans"], "model.init='kmeans': must be one of noise, bright_regions"),
+        (["+optimizer.momentum=1"], "unexpected keyword argument 'momentum'"),
         (
             ["callbacks.early_stopping.monitor=val/foo"],
             "callbacks.early_stopping.monitor=val/foo: must be one of val/ami",
         ),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: no such file"),
-        (["model.optimizer.lr=inf"], "the loss is not finite at step"),
+        (["optimizer.lr=inf"], "the loss is not finite at step"),
     ],
 )
 def test_bad_settings_get_one_line(run, tmp_path, arguments, message):
@@ -197,10 +198,10 @@ def test_a_checkpoint_that_does_not_fit_gets_one_line(run, tmp_path):
     for setting, mismatch in (
         ("data.size=20", "is (784,) in the checkpoint, must be (400,)"),
         ("model=nem", "is (784,) in the checkpoint, must be none"),
-        ("model.em.m_step.hidden_size=20", "is (784, 250) in the checkpoint, must be (784, 20)"),
+        ("model.m_step.hidden_size=20", "is (784, 250) in the checkpoint, must be (784, 20)"),
     ):
         printed = run("train.py", *SMOKE, "ckpt_path=here/checkpoints/last.ckpt", setting, status=1)
-        assert "ckpt_path=here/checkpoints/last.ckpt: does not fit this model: m_step." in printed
+        assert "ckpt_path=here/checkpoints/last.ckpt: does not fit this model: model.m_step." in printed
         assert mismatch in printed and "Traceback" not in printed
 
 
@@ -240,7 +241,7 @@ def test_sigterm_leaves_a_checkpoint(at, tmp_path):
 
 
 def test_two_processes_stop_together_and_go_on(at, run, tmp_path):
-    small = ["data.size=12", "data.num_objects=1", "model.num_steps=2", "model.em.m_step.hidden_size=10"]
+    small = ["data.size=12", "data.num_objects=1", "model.num_steps=2", "model.m_step.hidden_size=10"]
     few = ["trainer.limit_train_batches=20", "trainer.limit_val_batches=2", "trainer.limit_test_batches=2"]
     processes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.log_every_n_steps=3"]
     arguments = [*small, *few, *processes, "trainer.max_epochs=30", "logger=none"]
@@ -286,7 +287,7 @@ def test_bad_settings_of_evaluate_get_one_line(run, tmp_path):
         ([f"ckpt_path={best}", "num_steps=0"], "num_steps=0: must be an integer of at least 1"),
         ([], "ckpt_path: must be given"),
         ([f"ckpt_path={best}", "seed=5000000000"], "seed=5000000000: must be less than 2^32"),
-        (["ckpt_path=here/config.yaml"], "ckpt_path=here/config.yaml: not a checkpoint, or cut short"),
+        (["ckpt_path=here/config.yaml"], "ckpt_path=here/config.yaml: not a checkpoint, damaged or cut short"),
         ([f"ckpt_path={best}", "paths.data_dir=broken"], "broken/shapes.h5: cannot be read as HDF5"),
     ):
         printed = run("evaluate.py", *arguments, status=1)

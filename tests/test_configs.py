@@ -9,10 +9,14 @@ from conftest import ROOT
 from devkit import make_devkit
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf, open_dict
 
 import train as train_script
+from nem_lightning.models.corruption import BitFlip, MaskedUniform
+from nem_lightning.models.em import NeuralEM
+from nem_lightning.models.likelihoods import Bernoulli, Gaussian
+from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
 from nem_lightning.runs.folder import RunFolder
 from nem_lightning.training import checkpoints
 
@@ -52,7 +56,7 @@ def run(tmp_path, data_dir, capsys):
             config.data.batch_size = 8
         with RunFolder(config.paths.run_dir) as folder:
             score = train_script.train(config, folder)
-        assert 0 < score < 1
+        assert 0 < score < (1 if config.pixels.binary else 5)
         return config, capsys.readouterr().out
 
     return train
@@ -78,9 +82,16 @@ def test_every_model_trains_on_every_data_set(run, model, data):
 
 @pytest.mark.parametrize("experiment", files("experiment"))
 def test_every_experiment_trains(run, experiment):
-    size = ["data.size=16", "model.em.m_step.hidden_size=20"] if "voc" in experiment else []
+    size = ["data.size=16", "model.m_step.hidden_size=20"] if "voc" in experiment else []
     config, _ = run(f"experiment={experiment}", "logger=none", *size)
     assert (Path(config.paths.run_dir) / "checkpoints" / "best.ckpt").exists()
+
+
+def model_of(config) -> NeuralEM:
+    """The model as train.py builds it."""
+    data = instantiate(config.data)
+    config.pixels = {"shape": list(data.image_shape), "binary": data.binary}
+    return instantiate(config.model)
 
 
 def test_published_experiments_hold_the_published_settings(tmp_path, data_dir):
@@ -90,24 +101,35 @@ def test_published_experiments_hold_the_published_settings(tmp_path, data_dir):
         ("rnn_em_voc", "RecurrentMStep", 2000, 1e-4),
     ):
         config = composed("train", [f"experiment={name}"], tmp_path, data_dir)
-        m_step = config.model.em.m_step
+        m_step, model = config.model.m_step, config.model
         assert m_step._target_.endswith(target) and m_step.hidden_size == hidden
-        assert not m_step.get("layer_norm") and config.model.em.differentiate_responsibilities
-        assert config.model.detached_epochs == 0 and not config.model.decay
-        assert (config.model.em.first, config.model.num_starts) == ("noise", 1)
-        assert (config.model.loss.prior, config.model.loss.prior_weight) == (0, 1)
-        assert (config.model.num_components, config.model.num_steps) == (3, 10)
-        assert config.model.optimizer._target_ == "torch.optim.Adam" and config.model.optimizer.lr == lr
-        assert config.model.loss.step_weights == "last" and config.data.batch_size == 64
+        assert not m_step.get("layer_norm") and model.differentiate_responsibilities
+        assert model.detached_epochs == 0 and not config.module.decay and config.trainer.max_epochs == 500
+        assert (model.init, model.num_starts) == ("noise", 1)
+        assert (model.loss.prior, model.loss.prior_weight) == (0, 1)
+        assert (model.num_components, model.num_steps) == (3, 10)
+        assert config.optimizer._target_ == "torch.optim.Adam" and config.optimizer.lr == lr
+        assert model.loss.step_weights == "last" and config.data.batch_size == 64
+        assert model.corruption.prob == 0.1
         stop = config.callbacks.early_stopping
         assert (stop.monitor, stop.patience) == ("val/reconstruction_error", 10)
-        likelihoods = (config.model.em.likelihood, config.model.loss.likelihood)
+        em = model_of(config)
+        likelihoods = (em.likelihood, em.loss.likelihood)
         if "voc" in name:
             assert [each.sigma for each in likelihoods] == [0.25, 1.0]
-            assert m_step.image_shape == [3, 64, 64]
+            assert em.image_shape == (3, 64, 64) and isinstance(em.corruption, MaskedUniform)
         else:
-            assert all(each._target_.endswith("Bernoulli") for each in likelihoods)
-            assert config.model.corruption.prob == 0.1
+            assert all(isinstance(each, Bernoulli) for each in likelihoods) and isinstance(em.corruption, BitFlip)
+
+
+def test_the_best_known_settings_are_the_defaults(tmp_path, data_dir):
+    for name, m_step, noise in (("rnn_em", RecurrentMStep, 0.05), ("nem", GradientMStep, 0.0)):
+        config = composed("train", [f"model={name}"], tmp_path, data_dir)
+        em = model_of(config)
+        assert type(em.m_step) is m_step and (em.init, em.num_starts) == ("bright_regions", 16)
+        assert not em.differentiate_responsibilities and em.corruption.prob == noise
+        assert em.loss.step_weights == "all" and config.optimizer.lr == 2e-2 and config.module.decay
+        assert config.trainer.max_epochs == 2 and getattr(em.m_step, "norm", None) is not None or name == "nem"
 
 
 @pytest.mark.parametrize("logger", files("logger"))
@@ -146,17 +168,26 @@ def test_every_trainer(run, tmp_path, data_dir, trainer):
 
 
 def test_the_image_shape_follows_the_data(tmp_path, data_dir):
-    config = composed("train", ["data.size=20"], tmp_path, data_dir)
-    assert config.model.em.m_step.image_shape == [1, 20, 20]
-    config = composed("train", ["data=voc", "data.size=32"], tmp_path, data_dir)
-    assert config.model.em.m_step.image_shape == [3, 32, 32]
-    assert config.model.em.likelihood._target_.endswith("Gaussian")
+    small = ["model.m_step.hidden_size=3"]
+    em = model_of(composed("train", ["data.size=20", *small], tmp_path, data_dir))
+    assert em.m_step.image_shape == (1, 20, 20) and em.binary
+    em = model_of(composed("train", ["data=voc", "data.size=32", *small], tmp_path, data_dir))
+    assert em.m_step.image_shape == (3, 32, 32) and isinstance(em.likelihood, Gaussian)
+
+
+def test_natural_images_are_scored_by_overlap_too(tmp_path, data_dir):
+    for script in ("train", "evaluate"):
+        shapes, voc = (
+            composed(script, [f"data={data}"], tmp_path, data_dir).scores for data in ("shapes", "voc")
+        )
+        assert set(shapes) == {"ami_max", "ami_arithmetic", "ari", "reconstruction_error", "confidence"}
+        assert set(voc) == {*shapes, "mean_best_overlap"}
 
 
 def test_a_module_of_ones_own_by_config(run):
     run(
         "logger=none",
-        "model.em.m_step.encoder={_target_: flatten_of_my_own.MyFlatten}",
+        "model.m_step.encoder={_target_: flatten_of_my_own.MyFlatten}",
         "model.num_components=2",
         "model.num_steps=2",
     )
@@ -165,22 +196,25 @@ def test_a_module_of_ones_own_by_config(run):
 CLASS_FILES = [
     path
     for path in sorted((ROOT / "conf").rglob("*.yaml"))
-    if path.parent.name not in ("conf", "experiment", "hydra", "paths", "images", "hparams_search", "launcher")
+    if path.parent.name not in ("conf", "experiment", "hydra", "paths", "hparams_search", "launcher")
 ]
 
 
 @pytest.mark.parametrize("path", CLASS_FILES, ids=lambda path: str(path.relative_to(ROOT / "conf")))
 def test_a_config_names_arguments_of_its_class(path):
     config = OmegaConf.load(path)
-    nodes = [config] if "_target_" in config else [node for node in config.values() if hasattr(node, "keys")]
-    for node in nodes:
-        if "_target_" not in node:
-            continue
-        parameters = inspect.signature(get_class(node._target_)).parameters
+    for node in _targets(config):
+        parameters = inspect.signature(get_object(node._target_)).parameters
         takes_more = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
         names = set(node) - {"_target_", "_partial_", "defaults"}
-        composed_from_others = {"em", "loss", "optimizer", "corruption"} if path.parent.name == "model" else set()
-        assert takes_more or names <= set(parameters) | composed_from_others
+        assert takes_more or names <= set(parameters)
+
+
+def _targets(node) -> list:
+    """All parts of a configuration that say what they build."""
+    found = [node] if "_target_" in node else []
+    inner = [node._get_node(name) for name in node]
+    return found + [target for each in inner if OmegaConf.is_dict(each) for target in _targets(each)]
 
 
 def test_no_two_files_configure_one_class():

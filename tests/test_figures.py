@@ -4,17 +4,15 @@ import torch
 from tiny import TinyImages, tiny_module
 
 from nem_lightning import figures
-from nem_lightning.models.em import Iterate
+from nem_lightning.models.grouping import Grouping
 
 
-def trajectory(steps: int, components: int, channels: int) -> list[Iterate]:
+def trajectory(steps: int, components: int, channels: int, with_means: bool = True) -> list[Grouping]:
     torch.manual_seed(0)
     return [
-        Iterate(
-            torch.zeros(2, components, 1),
-            torch.zeros(()),
-            torch.rand(2, components, channels, 6, 5),
-            torch.randn(2, components, 1, 6, 5).log_softmax(1),
+        Grouping(
+            torch.randn(2, components, 1, 6, 5).softmax(1),
+            torch.rand(2, components, channels, 6, 5) if with_means else None,
         )
         for _ in range(steps)
     ]
@@ -41,15 +39,33 @@ def test_groups_have_the_colour_of_the_component_that_covers_them():
 
 @pytest.mark.parametrize(("steps", "components", "channels"), [(1, 1, 1), (10, 3, 1), (3, 10, 3)])
 def test_groupings_has_a_column_a_step_and_a_row_a_component(steps, components, channels):
-    image, groups = torch.rand(2, channels, 6, 5), torch.randint(0, 30, (2, 6, 5))
+    frames, groups = torch.rand(2, 1, channels, 6, 5), torch.randint(-1, 30, (2, 1, 6, 5))
     iterates = trajectory(steps, components, channels)
-    figure = figures.groupings(image, groups, iterates, index=1)
+    figure = figures.groupings(frames, groups, iterates, index=1)
     axes = np.array(figure.axes).reshape(components + 1, steps + 2)
     np.testing.assert_allclose(
         axes[0, 2].images[0].get_array(), figures.grouping_colours(iterates[0].responsibilities[1, :, 0])
     )
     shown = axes[-1, -1].images[0].get_array()
     np.testing.assert_allclose(shown[..., 0], iterates[-1].mean[1, -1, 0], atol=1e-6)
+
+
+def test_groupings_of_a_sequence_have_the_frame_that_each_step_explains():
+    frames, groups, iterates = torch.rand(2, 4, 1, 6, 5), torch.randint(0, 4, (2, 4, 6, 5)), trajectory(3, 2, 1)
+    axes = np.array(figures.groupings(frames, groups, iterates, index=1).axes).reshape(3 + 2, 3 + 1)
+    for step in (1, 2, 3):
+        shown = [row.images[0].get_array() for row in axes[:3, step]]
+        np.testing.assert_allclose(shown[0], figures.image_pixels(frames[1, step]))
+        expected = figures.groups_colours(groups[1, step], iterates[step - 1].labels[1])
+        np.testing.assert_allclose(shown[1], expected)
+        found = figures.grouping_colours(iterates[step - 1].responsibilities[1, :, 0])
+        np.testing.assert_allclose(shown[2], found)
+    assert not any(ax.images for ax in axes[:, 0]) and axes[0, 3].get_title() == "step 3"
+
+
+def test_groupings_without_means_have_no_rows_for_them():
+    frames, groups = torch.rand(2, 1, 1, 6, 5), torch.zeros(2, 1, 6, 5, dtype=torch.long)
+    assert len(figures.groupings(frames, groups, trajectory(3, 2, 1, with_means=False)).axes) == 2 + 3
 
 
 def test_gallery_shows_as_many_as_there_are(tmp_path):
@@ -64,12 +80,14 @@ def test_gallery_shows_as_many_as_there_are(tmp_path):
 def test_pictures_are_of_what_is_scored(tmp_path, dtype):
     """In evaluation mode, and in the precision of the weights."""
     module, drawn = tiny_module().to(dtype), []
-    module.em.m_step.encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5))
-    module.em.m_step.decoder.register_forward_hook(lambda *call: drawn.append(call[-1].float()))
+    module.model.m_step.encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5))
+    module.model.m_step.decoder.register_forward_hook(lambda *call: drawn.append(call[-1].float()))
     batch = TinyImages().load("test").__getitems__(range(3))
-    pictures = [figures.save(module, batch, tmp_path, "test images") for _ in range(2)]
-    assert module.training and module.em.m_step.encoder[1].training
-    assert all(path.stat().st_size > 1000 for path in pictures[0].values())
+    pictures = [
+        figures.save(module.model, batch, module.generator("test", 0), tmp_path, "test images") for _ in range(2)
+    ]
+    assert module.training and module.model.m_step.encoder[1].training
+    assert all(path.stat().st_size > 1000 for path in pictures[0])
     assert all(map(torch.equal, drawn[:3], drawn[3:])) and len(drawn) == 6
 
 

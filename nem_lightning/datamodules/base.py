@@ -76,8 +76,10 @@ class ResumableLoader(DataLoader[Batch]):
         return itertools.islice(super().__iter__(), skip, None)
 
 
-class EachOnce(Sampler[int]):
+class EachOnce(DistributedSampler):
     """Every item in its order, each on exactly one of several processes.
+
+    It is a DistributedSampler, or Lightning would distribute what it gives once more, and half of it would be left out.
 
     Args:
         count: how many items there are.
@@ -86,6 +88,7 @@ class EachOnce(Sampler[int]):
     """
 
     def __init__(self, count: int, world: int, rank: int) -> None:
+        super().__init__(range(count), world, rank, shuffle=False)  # pyright: ignore[reportArgumentType]
         self.indices = range(rank, count, world)
 
     def __iter__(self) -> Iterator[int]:
@@ -109,6 +112,8 @@ class FramesDataModule(pl.LightningDataModule):
 
     image_shape: tuple[int, int, int]
     binary: bool
+    test_stage: str = "test"
+    """Which images a test is of."""
 
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
@@ -123,7 +128,7 @@ class FramesDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read what ``stage`` ("fit", "validate", "test" or None for all) needs into memory, once."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage or "", STAGES)
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": (self.test_stage,)}.get(stage or "", STAGES)
         for name in wanted:
             self._load_once(name)
 
@@ -150,7 +155,7 @@ class FramesDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Give the test batches."""
-        return self.eval_dataloader("test")
+        return self.eval_dataloader(self.test_stage)
 
     def eval_dataloader(self, stage: str) -> DataLoader[Batch]:
         """Give the images of any stage in their order, each once."""

@@ -50,7 +50,7 @@ class NeuralEM(GroupingModel):
     """Neural EM: alternate an E-step with a learned M-step. The K components share its weights.
 
     Bernoulli pixels must be 0 or 1. To change the loop in a subclass, override :meth:`step`, :meth:`e_step` or
-    :meth:`unroll`.
+    :meth:`steps`: they are what is trained, and what is scored.
 
     Args:
         m_step: :class:`~nem_lightning.models.m_steps.GradientMStep` (N-EM),

@@ -134,7 +134,7 @@ def _reason_of_batch(em: "NeuralEM", frames: Tensor, corrupted: Tensor) -> str |
     if frames.shape[1] != 1:
         return "frames are sequences"
     if frames.device.type != "cpu" or weight.device.type != "cpu":
-        return f"the device is {frames.device.type}, not a CPU"
+        return f"images are on {frames.device.type} and weights on {weight.device.type}: both must be on a CPU"
     if frames.dtype not in (torch.float32, torch.float64) or any(w.dtype != frames.dtype for w in em.parameters()):
         return f"images are {frames.dtype} and weights {weight.dtype}: both must be float32, or both float64"
     if torch.is_autocast_enabled("cpu"):

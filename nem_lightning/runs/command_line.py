@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -38,21 +39,34 @@ warnings.filterwarnings("ignore", message=".*LeafSpec")
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the program with one line that names the setting, not a traceback, if the input is bad."""
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     try:
         yield
     except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            _, found, node = str(error).rpartition("full_key: ")
-            raise CompactHydraException(f"{node}.{error.__cause__}" if found else str(error.__cause__)) from None
-        raise
-    except (InputError, NonFiniteLoss) as error:
-        raise CompactHydraException(str(error)) from None
+        _, found, node = str(error).rpartition("full_key: ")
+        cause = error.__cause__ or error
+        between = "." if isinstance(cause, InputError) else ": "
+        raise _one_line(f"{node}{between}{cause}" if found else str(cause)) from error
+    except (InputError, NonFiniteLoss, MisconfigurationException) as error:
+        raise _one_line(str(error)) from error
+    except OmegaConfBaseException as error:
+        named = f"{error.full_key}: " if error.full_key else ""
+        raise _one_line(f"{named}{error.msg or error}".partition("    full_key")[0]) from error
     except SIGTERMException as stop:
         from nem_lightning.runs.signals import exit_after_signal
 
         exit_after_signal(stop)
+    except Exception as error:
+        if type(error).__module__.startswith("wandb.errors"):
+            raise _one_line(f"logger.wandb: {error}") from error
+        raise
+
+
+def _one_line(message: str) -> CompactHydraException:
+    """Give an exception that Hydra prints without a traceback (with it if HYDRA_FULL_ERROR=1)."""
+    return CompactHydraException(" ".join(message.split()))
 
 
 class CheckRunFolder(Callback):
@@ -84,6 +98,13 @@ def set_seed(seed: int) -> None:
     from pytorch_lightning import seed_everything
 
     seed_everything(seed, verbose=False)
+
+
+def require_trainer_numbers(trainer: DictConfig) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` for numbers that Lightning would stumble over while it trains."""
+    for name in ("max_epochs", "max_steps"):
+        if trainer.get(name) is not None:
+            require_count(f"trainer.{name}", trainer[name], minimum=-1)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -122,7 +143,7 @@ def print_saved_scores(title: str, scores: Mapping[str, Any], console: Console) 
 
 
 def print_scores_by_step(
-    title: str, headings: Mapping[str, Heading], by_step: Sequence[Mapping[str, float]], console: Console
+    title: str, headings: Mapping[str, Heading], by_step: Sequence[Mapping[str, float | None]], console: Console
 ) -> None:
     """Print a table: a row for each step, a column for each score with a title; NaN is "-".
 
@@ -138,7 +159,7 @@ def print_scores_by_step(
     columns = []
     for name, (heading, spec) in headings.items():
         if heading:
-            values = ["-" if math.isnan(row[name]) else format(row[name], spec) for row in by_step]
+            values = [_shown(row[name], spec) for row in by_step]
             width = max(map(len, (*heading.split(), *values)))
             columns.append((width, Text("\n".join(textwrap.wrap(heading, width))), values))
     console.print(Text(title if columns else f"{title}: none", style="table.title"), soft_wrap=True)
@@ -155,6 +176,11 @@ def print_scores_by_step(
             table.add_row(*row)
         console.print(table)
         console.print()
+
+
+def _shown(value: float | None, spec: str) -> str:
+    """Give a score as text; files have None instead of NaN and infinity."""
+    return "-" if value is None or math.isnan(value) else format(value, spec)
 
 
 @dataclass(frozen=True)

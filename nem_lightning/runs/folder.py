@@ -3,13 +3,15 @@
 import contextlib
 import json
 import logging
+import math
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from nem_lightning.errors import InputError
+from nem_lightning.errors import InputError, require
 from nem_lightning.files import atomic_file
 from nem_lightning.runs.settings import differences
 
@@ -42,12 +44,14 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock: IO[str] | None = None
-        self._claimed = False
+        self._claimed = self._is_new = self._begun = False
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self._is_new and not self._begun:
+            (self.path / CONFIG).unlink(missing_ok=True)  # a corrected command may take the folder
         if isinstance(error, Exception) and (self._claimed or not (self.path / CONFIG).exists()):
             text = "".join(traceback.format_exception(error))
             with contextlib.suppress(OSError):  # such as on a full disk
@@ -65,6 +69,8 @@ class RunFolder:
 
         Raises:
             InputError: another run is in the folder, another process runs this one, or the folder cannot be written.
+
+        If the run fails before :meth:`begin`, the folder is free again.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -73,6 +79,7 @@ class RunFolder:
             if earlier is None:
                 with atomic_file(self.path / CONFIG) as file:
                     file.write_text(yaml.safe_dump(settings, sort_keys=False))
+                self._is_new = True
         except OSError as error:
             raise InputError(f"hydra.run.dir={self.path}: cannot be written ({error.strerror})") from None
         different = differences(earlier, settings) if earlier is not None else []
@@ -81,6 +88,10 @@ class RunFolder:
             raise InputError(f"hydra.run.dir={self.path}: an earlier run is there{said}; choose another folder")
         self._claimed = True
         (self.path / ERROR).unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """Note that the run has begun: the folder stays this run's, even if the run fails now."""
+        self._begun = True
 
     def _acquire(self) -> None:
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until the run ends)
@@ -107,17 +118,32 @@ class RunFolder:
         return False
 
     def _settings(self) -> dict[str, Any] | None:
-        try:
-            return yaml.safe_load((self.path / CONFIG).read_text())
-        except FileNotFoundError:
-            return None
+        return self._read(CONFIG, yaml.safe_load, "choose another folder, or put the file right")
 
     def scores(self) -> dict[str, Any] | None:
-        """What :meth:`finish` wrote; None if the run is not finished."""
+        """Give what :meth:`finish` wrote; None if the run is not finished.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        found = self._read(SCORES, json.loads, "delete the file, and the same command writes it anew")
+        if found is not None:
+            scores = isinstance(found.get("by_step"), list) and isinstance(found.get("headings"), dict)
+            require(
+                scores, f"{self.path / SCORES}: holds no scores; delete the file, and the same command writes it anew"
+            )
+        return found
+
+    def _read(self, name: str, parse: Callable[[str], Any], advice: str) -> dict[str, Any] | None:
         try:
-            return json.loads((self.path / SCORES).read_text())
+            found = parse((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.path / name}: is damaged or cut short ({reason}); {advice}") from error
+        require(isinstance(found, dict), f"{self.path / name}: is damaged or cut short (holds no names); {advice}")
+        return found
 
     def newest_checkpoint(self, first: str | None = None) -> Path | None:
         """The checkpoint that the run goes on from; None if it starts from the beginning.
@@ -152,11 +178,20 @@ class RunFolder:
             InputError: the folder cannot be written.
         """
         with atomic_file(self.path / SCORES) as file:
-            file.write_text(json.dumps(scores, indent=1) + "\n")
+            file.write_text(json.dumps(_without_nan(scores), indent=1, allow_nan=False) + "\n")
 
     def reason(self) -> str | None:
         """Why the run failed: the last line of ``error.txt``; None if there is none."""
         try:
-            return (self.path / ERROR).read_text().splitlines()[-1]
-        except (FileNotFoundError, IndexError):
+            return (self.path / ERROR).read_text(encoding="utf-8", errors="replace").splitlines()[-1]
+        except (OSError, IndexError):
             return None
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace numbers that JSON does not have, NaN and infinity, by None."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from nem_lightning.errors import InputError
-from nem_lightning.runs.sweeps import in_sweep, name_of_run
+from nem_lightning.runs.sweeps import in_sweep, name_of_run, plain_overrides
 
 
 def cuda_or_cpu() -> str:
@@ -32,7 +32,9 @@ def sweep_name() -> str | None:
 def run_in_sweep(seed: int) -> str:
     """The name of the run's folder in that of its sweep."""
     hydra = HydraConfig.get()
-    return name_of_run(list(hydra.overrides.task), list(hydra.job.config.override_dirname.exclude_keys), seed)
+    return name_of_run(
+        plain_overrides(hydra.overrides.task), list(hydra.job.config.override_dirname.exclude_keys), seed
+    )
 
 
 def tasks_per_node(devices: int | str) -> int:

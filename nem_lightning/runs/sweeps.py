@@ -2,30 +2,40 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
+import shutil
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nem_lightning.errors import require
+from nem_lightning.errors import InputError, require
+from nem_lightning.files import atomic_file
 from nem_lightning.runs.folder import RunFolder
+from nem_lightning.runs.hints import override
 
 log = logging.getLogger(__name__)
 
+SWEEP = "NEM_SWEEP"
+"""An id of the sweep that a command started, for its jobs."""
+ASKED, FINISHED = "asked.json", "finished"
 VISIBLE = "NEM_VISIBLE_DEVICES"
 """CUDA_VISIBLE_DEVICES of the process that starts a sweep: submitit hides the GPUs from jobs on the same machine."""
 
@@ -35,7 +45,7 @@ def in_sweep() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def name_of_run(overrides: list[str], not_swept: list[str], seed: int, longest: int = 100) -> str:
+def name_of_run(overrides: list[str], not_swept: list[str], seed: int | str, longest: int = 100) -> str:
     """A folder's name from the settings that differ between the runs of a sweep, such as ``num_steps-5_seed-0``.
 
     Args:
@@ -48,8 +58,8 @@ def name_of_run(overrides: list[str], not_swept: list[str], seed: int, longest: 
         The name. If it does not say all (it is cut, or a number is rounded), it ends in a hash of the whole.
     """
     settings = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+    for one in overrides:
+        key, _, value = one.lstrip("+~").partition("=")
         if key not in not_swept and key != "seed":
             settings[key] = value
     short = [key.rpartition(".")[2] for key in settings]
@@ -63,17 +73,49 @@ def name_of_run(overrides: list[str], not_swept: list[str], seed: int, longest: 
 
 
 class PrepareSweep(Callback):
-    """A Hydra callback that tells the runs of a sweep which settings are the same in all of them, and which GPUs there
+    """A Hydra callback that prepares a sweep: which runs are asked for, what they have in common, and which GPUs there
     are."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        same = [str(override.key_or_group) for override in overrides if not override.is_sweep_override()]
+        task = plain_overrides(config.hydra.overrides.task)
+        swept = {o.get_key_element(): o.is_sweep_override() for o in OverridesParser.create().parse_overrides(task)}
+        same = [key.lstrip("+~") for key, is_swept in swept.items() if not is_swept]  # the last one of a key counts
         with read_write(config.hydra), open_dict(config.hydra):
             keys = ",".join(f"'{key}'" for key in same)
             config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{keys}]")
+        os.environ[SWEEP] = f"{os.getpid()}-{time.time_ns()}"
+        names = _names_of_runs(config, task, same)
+        if names is not None:
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                sys.exit(f"{' '.join(task)}: asks for several runs named {twice[0]}; ask for each run once")
+            (outcomes := _outcomes(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+            (outcomes / ASKED).write_text(json.dumps(names))
         if config.hydra.runtime.choices["hydra/launcher"] != "basic":
             os.environ[VISIBLE] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def plain_overrides(overrides: ListConfig) -> list[str]:
+    """Give overrides as they were typed: only the run itself may be able to resolve what ``${...}`` in them means."""
+    return [str(override) for override in OmegaConf.to_container(overrides, resolve=False) or ()]
+
+
+def _names_of_runs(config: DictConfig, task: list[str], same: list[str]) -> list[str] | None:
+    """Give the names of all runs that Hydra's own sweeper will start; None for other sweepers and names."""
+    choices, subdir = config.hydra.runtime.choices, OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]
+    if choices["hydra/sweeper"] != "basic" or subdir != "${run_in_sweep:${seed}}":
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*params, *task])
+    names = []
+    for run in BasicSweeper.split_arguments(overrides, None)[0]:
+        seeds = [override.partition("=")[2] for override in run if override.startswith("seed=")]
+        names.append(name_of_run(run, same, seeds[0] if seeds else config.seed))
+    return names
+
+
+def _outcomes(sweep: str) -> Path:
+    """Give the folder in which the runs of this sweep, started by this command, write what became of them."""
+    return Path(sweep) / ".outcomes" / os.environ.get(SWEEP, "unknown")
 
 
 @contextlib.contextmanager
@@ -111,13 +153,23 @@ def keep_going_without_killed_jobs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def keep_going_without_failed_run() -> Iterator[None]:
-    """Let a sweep go on if this run fails: the failure is logged, and the program goes on after the block."""
+    """Note for the sweep's summary what becomes of this run; if the run fails, the program goes on after the block."""
     try:
         yield
     except Exception as error:
+        _note_outcome(" ".join(str(error).split()) or type(error).__name__)
         if not in_sweep() or not _ends_at_failures():
             raise
         log.error("%s failed: %s", HydraConfig.get().runtime.output_dir, error)
+    else:
+        _note_outcome(FINISHED)
+
+
+def _note_outcome(outcome: str) -> None:
+    if in_sweep():
+        hydra = HydraConfig.get()
+        with atomic_file(_outcomes(hydra.sweep.dir) / Path(hydra.runtime.output_dir).name) as file:
+            file.write_text(outcome)
 
 
 def _ends_at_failures() -> bool:
@@ -163,7 +215,7 @@ def join_processes_of_job() -> None:
 
 
 def print_sweep_summary() -> None:
-    """Print what became of each run of the sweep that this process started; nothing if it started none.
+    """Print what became of each run that this process's sweep was asked for; nothing if there was no sweep.
 
     Raises:
         SystemExit: with status 1, if a run failed, or is not finished and no process runs it.
@@ -171,29 +223,43 @@ def print_sweep_summary() -> None:
     if not HydraConfig.initialized() or not in_sweep():
         return
     folder = Path(HydraConfig.get().sweep.dir)
-    if not folder.is_dir():
+    outcomes = _outcomes(str(folder))
+    if not outcomes.is_dir():
         return
-    runs = [RunFolder(path) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    table = Table("run", "", title=f"Sweep {folder}", title_justify="left", box=box.SIMPLE_HEAD)
+    found = {path.name: path.read_text() for path in sorted(outcomes.iterdir()) if not path.name.startswith(".")}
+    asked = json.loads(found.pop(ASKED)) if ASKED in found else list(found)
+    table = Table("run", "", box=box.SIMPLE_HEAD)
     finished = running = 0
-    for run in runs:
-        if scores := run.scores():
+    for name in asked:
+        run, outcome = RunFolder(folder / name), found.get(name)
+        if outcome == FINISHED:
             finished += 1
-            said = f"{_score(scores)}, {scores['epochs']} epochs"
-        elif run.is_running:
+            said = Text(_said(run))
+        elif outcome is None and run.is_running:
             running += 1
-            said = "running"
+            said = Text("running")
         else:
-            said = Text(run.reason() or "not finished", style="red")
-        table.add_row(run.path.name, said)
+            said = Text(outcome or run.reason() or "did not end, or was not begun", style="red")
+        table.add_row(Text(name), said)
+    shutil.rmtree(outcomes)
+    with contextlib.suppress(OSError):  # another command runs a part of the sweep
+        outcomes.parent.rmdir()
     console = Console()
+    console.print(Text(f"Sweep {folder}", style="table.title"), soft_wrap=True)
     console.print(table)
-    console.print(f"{finished} of {len(runs)} runs finished.", highlight=False)
-    if finished + running < len(runs):
-        console.print(
-            f"To finish the others: the same command and hydra.sweep.dir={folder}", soft_wrap=True, highlight=False
-        )
+    console.print(f"{finished} of {len(asked)} runs finished.", highlight=False)
+    if finished + running < len(asked):
+        hint = f"To finish the others: the same command and {override('hydra.sweep.dir', folder)}"
+        console.print(hint, soft_wrap=True, highlight=False, markup=False)
         sys.exit(1)
+
+
+def _said(run: RunFolder) -> str:
+    try:
+        scores = run.scores()
+    except InputError as error:
+        return str(error)
+    return f"{_score(scores)}, {scores['epochs']} epochs" if scores else "finished"
 
 
 def _score(scores: dict[str, Any]) -> str:
@@ -201,4 +267,5 @@ def _score(scores: dict[str, Any]) -> str:
     if not scores["by_step"]:  # no image was tested
         return "not tested"
     name, (title, spec) = next((name, heading) for name, heading in scores["headings"].items() if heading[0])
-    return f"test {title} {format(scores['by_step'][-1][name], spec)}"
+    value = scores["by_step"][-1].get(name)
+    return f"test {title} {'-' if value is None else format(value, spec)}"

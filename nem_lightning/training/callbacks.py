@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.__version__ import version as lightning_version
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -44,6 +45,14 @@ def require_known_monitors(callbacks: Mapping[str, pl.Callback], module: Groupin
                 monitor in (None, "epoch", "step", *known),
                 f"callbacks.{name}.monitor={monitor}: must be one of {', '.join(known)}",
             )
+
+
+def require_results(trainer: pl.Trainer) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` if scores would be lost with the processes that find them."""
+    require(
+        not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher),
+        "trainer.strategy: scores do not come back from processes that are spawned or forked; use ddp",
+    )
 
 
 class ProgressBar(RichProgressBar):
@@ -144,7 +153,7 @@ class StopOnNonFiniteLoss(pl.Callback):
         kept = [saver.last_model_path or saver.best_model_path for saver in savers]
         raise NonFiniteLoss(
             f"the {what} not finite at step {step} (epoch {trainer.current_epoch}); last good checkpoint: "
-            f"{(kept and kept[-1]) or 'none, no epoch was finished'}; try a lower model.optimizer.lr"
+            f"{(kept and kept[-1]) or 'none, no epoch was finished'}; try a lower optimizer.lr"
         )
 
 

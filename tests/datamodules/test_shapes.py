@@ -72,12 +72,12 @@ def test_batches(data_dir):
     datamodule.setup()
     train, val = datamodule.train_dataloader(), datamodule.val_dataloader()
     batch = next(iter(train))
-    assert batch["image"].shape == (48, 1, 28, 28) and batch["image"].dtype == torch.float32
-    assert batch["groups"].shape == (48, 28, 28) and batch["groups"].dtype == torch.int64
+    assert batch["frames"].shape == (48, 1, 1, 28, 28) and batch["frames"].dtype == torch.float32
+    assert batch["groups"].shape == (48, 1, 28, 28) and batch["groups"].dtype == torch.int64
     assert len(train.dataset) == 50_000 and len(val.dataset) == 10_000
-    assert sum(len(batch["image"]) for batch in val) == 10_000
+    assert sum(len(batch["frames"]) for batch in val) == 10_000
     one = val.dataset[3]
-    assert torch.equal(one["image"], next(iter(val))["image"][3]) and one["groups"].shape == (28, 28)
+    assert torch.equal(one["frames"], next(iter(val))["frames"][3]) and one["groups"].shape == (1, 28, 28)
 
 
 def test_the_order_of_training_batches_depends_on_seed_and_epoch(data_dir):
@@ -86,7 +86,7 @@ def test_the_order_of_training_batches_depends_on_seed_and_epoch(data_dir):
         datamodule.setup("fit")
         loader = datamodule.train_dataloader()
         loader.sampler.set_epoch(epoch)
-        return next(iter(loader))["image"]
+        return next(iter(loader))["frames"]
 
     assert torch.equal(first(0, 0), first(0, 0))
     assert not torch.equal(first(0, 0), first(0, 1))
@@ -101,10 +101,10 @@ def test_other_sizes_and_counts_have_files_of_their_own(tmp_path, monkeypatch):
         datamodule.prepare_data()
         datamodule.setup()
     assert len({datamodule.path for datamodule in modules}) == 4
-    small, five, _, single = (datamodule.images["train"] for datamodule in modules)
-    assert small.images.shape == (50, 1, 20, 20)
+    small, five, _, single = (datamodule.stages["train"] for datamodule in modules)
+    assert small.frames.shape == (50, 1, 1, 20, 20)
     assert five.groups.max() == 5
-    assert single.groups.max() == 1 and modules[3].images["val"].groups.max() == 3
+    assert single.groups.max() == 1 and modules[3].stages["val"].groups.max() == 3
 
 
 def test_a_published_file_is_read_instead(tmp_path, caplog):
@@ -118,7 +118,7 @@ def test_a_published_file_is_read_instead(tmp_path, caplog):
     assert "shapes.h5 instead of generating" in caplog.text
     datamodule.prepare_data()
     datamodule.setup()
-    assert len(datamodule.images["test"]) == 12 and datamodule.images["test"].groups[0, 3, 4] == 2
+    assert len(datamodule.stages["test"]) == 12 and datamodule.stages["test"].groups[0, 0, 3, 4] == 2
     assert len(list(tmp_path.iterdir())) == 1
     for others in ({"generation_seed": 1}, {"num_objects": 4}, {"size": 20}):
         assert ShapesDataModule(str(tmp_path), **others).path.name != "shapes.h5"
@@ -189,7 +189,7 @@ def test_several_processes_at_once(tmp_path, monkeypatch):
         assert process.exitcode == 0
     datamodule = ShapesDataModule(str(tmp_path))
     datamodule.setup()
-    assert len(datamodule.images["train"]) == 500 and len(list(tmp_path.iterdir())) == 1
+    assert len(datamodule.stages["train"]) == 500 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -30,25 +30,25 @@ def module(devkit, **arguments) -> VOCDataModule:
 
 
 def test_images_groups_and_splits(devkit):
-    images = ready(module(devkit)).images
+    images = ready(module(devkit)).stages
     assert [len(images[stage]) for stage in ("train", "val", "test")] == [21, 3, 24]
     batch = images["test"].__getitems__([1])
     with Image.open(devkit / "VOC2012/JPEGImages/val_001.jpg") as file:
         pixels = np.asarray(file, dtype=np.float64)
     areas = pixels.reshape(10, 3, 10, 4, 3).mean((1, 3)).transpose(2, 0, 1) / 255
-    np.testing.assert_allclose(batch["image"][0], areas, atol=1 / 255)  # each pixel the mean of its 3 x 4 area
-    groups = batch["groups"][0]
-    assert set(groups.unique().tolist()) == {0, 7}  # the class mask; void (255) is not scored
+    np.testing.assert_allclose(batch["frames"][0, 0], areas, atol=1 / 255)  # each pixel the mean of its 3 x 4 area
+    groups = batch["groups"][0, 0]
+    assert set(groups.unique().tolist()) == {-1, 0, 7}  # the class mask; void (255) is -1
     assert (groups[:3, :5] == 7).all() and (groups[4:] == 0).all()
-    with_instances = images["test"].groups[0]  # the one image with an instance mask
+    with_instances = images["test"].groups[0, 0]  # the one image with an instance mask
     assert set(with_instances.unique().tolist()) == {0, 2, 7}
 
 
-def test_void_and_background_are_not_scored(devkit):
-    groups = ready(module(devkit, size=40)).images["test"].groups[1]
+def test_void_is_a_group_that_is_not_scored(devkit):
+    groups = ready(module(devkit, size=40)).stages["test"].groups[1]
     with Image.open(devkit / "VOC2012/SegmentationClass/val_001.png") as mask:
         assert 255 in np.asarray(mask)
-    assert 255 not in groups
+    assert 255 not in groups and (groups == -1).sum() > 0
 
 
 def test_the_cache_is_used_and_follows_the_devkit(devkit, monkeypatch):
@@ -58,18 +58,18 @@ def test_the_cache_is_used_and_follows_the_devkit(devkit, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(VOCDataModule, "_resize", None)  # would fail
         again = ready(module(devkit))
-    assert torch.equal(first.images["train"].images, again.images["train"].images)
+    assert torch.equal(first.stages["train"].frames, again.stages["train"].frames)
     ready(module(devkit, size=8))
     assert len(list(first.cache_dir.iterdir())) == 4
     (devkit / "VOC2012/JPEGImages/train_003.jpg").unlink()
-    assert len(ready(module(devkit)).images["train"]) == 20
+    assert len(ready(module(devkit)).stages["train"]) == 20
 
 
 def test_a_partial_devkit_says_how_much_is_there(devkit, caplog):
     for i in range(0, 24, 2):
         (devkit / f"VOC2012/JPEGImages/val_{i:03}.jpg").unlink()
     with caplog.at_level("INFO"):
-        assert len(ready(module(devkit)).images["test"]) == 12
+        assert len(ready(module(devkit)).stages["test"]) == 12
     assert "VOC val: found 12 of 24 listed images" in caplog.text
     assert "VOC train: found 24 of 24 listed images" in caplog.text
 
@@ -131,7 +131,7 @@ def served(tmp_path, monkeypatch):
 
 def test_download(served, tmp_path):
     datamodule = ready(module(tmp_path / "data" / "VOCdevkit", download=True))
-    assert len(datamodule.images["test"]) == 24
+    assert len(datamodule.stages["test"]) == 24
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
         "VOCdevkit",
         "VOCtrainval_11-May-2012.tar",
@@ -150,7 +150,7 @@ def test_the_real_subset(real_devkit, tmp_path, caplog):
     with caplog.at_level("INFO"):
         datamodule = ready(VOCDataModule(str(real_devkit), str(tmp_path)))
     assert "train: found 567 of 567" in caplog.text and "val: found 583 of 583" in caplog.text
-    images = datamodule.images
+    images = datamodule.stages
     assert [len(images[stage]) for stage in ("train", "val", "test")] == [510, 57, 583]
-    assert images["train"].images.shape == (510, 3, 64, 64)
+    assert images["train"].frames.shape == (510, 1, 3, 64, 64)
     assert 0.2 < (images["test"].groups > 0).float().mean() < 0.35

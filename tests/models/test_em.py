@@ -1,16 +1,20 @@
 """The recurrence against the authors' traces, finite differences, and a loop written out here."""
 
+import dataclasses
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.em import NeuralEM
+from nem_lightning.models.grouping import Grouping
 from nem_lightning.models.likelihoods import Bernoulli, Gaussian
 from nem_lightning.models.losses import NeuralEMLoss
 from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
@@ -50,7 +54,7 @@ def assert_reproduces(name: str, path: Path, every: int, every_gradient: int) ->
     loss = NeuralEMLoss(Bernoulli())
     image = torch.tensor(trace["image"], dtype=torch.float64).movedim(-1, -3)
     gamma = torch.tensor(trace["gamma0"], dtype=torch.float64).movedim(-1, -3).requires_grad_()
-    iterate = em.start(image, 3)._replace(responsibilities=gamma)
+    iterate = dataclasses.replace(em.start(image, 3), responsibilities=gamma)
     means, responsibilities, states, losses = [], [], [], []
     for _ in range(STEPS):
         iterate = em.step(iterate, image, image)
@@ -79,7 +83,7 @@ def assert_reproduces(name: str, path: Path, every: int, every_gradient: int) ->
 
 @pytest.mark.parametrize("name", ["n_em", "rnn_em"])
 def test_it_reproduces_the_authors_traces(name):
-    assert_reproduces(name, Path(__file__).parent / "reference" / f"{name}.npz", every=7, every_gradient=97)
+    assert_reproduces(name, ROOT / "tests" / "reference" / f"{name}.npz", every=7, every_gradient=97)
 
 
 @pytest.mark.parametrize("name", ["n_em", "rnn_em"])
@@ -98,6 +102,11 @@ def images(count: int, binary: bool, shape=(2, 3, 4)) -> torch.Tensor:
     return image.round() if binary else image
 
 
+def sequences(count: int, num_frames: int, binary: bool, shape=(2, 3, 4)) -> torch.Tensor:
+    """(B, F, C, H, W); stills if there is one frame."""
+    return images(count * num_frames, binary, shape).unflatten(0, (count, num_frames))
+
+
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.05])
 def test_one_step_is_the_plain_loop(binary, smoothing):
@@ -105,8 +114,8 @@ def test_one_step_is_the_plain_loop(binary, smoothing):
     torch.manual_seed(0)
     em = small_model("recurrent", binary, smoothing=smoothing, initial_mean=0.2)
     image, corrupted = images(2, binary), images(2, binary)
-    start = em.start(image, 3)
-    (step,) = em(image, corrupted, num_components=3, num_steps=1, generator=torch.Generator().manual_seed(1))
+    start = em.start(image, 3, torch.Generator().manual_seed(1))
+    step = em.step(start, corrupted, image)
     gamma0 = em.start(image, 3, torch.Generator().manual_seed(1)).responsibilities
     assert torch.equal(start.state, torch.zeros(2, 3, 3, dtype=torch.float64)) and (start.mean == 0.2).all()
     for b in range(2):
@@ -133,19 +142,26 @@ def test_one_step_is_the_plain_loop(binary, smoothing):
 
 
 @pytest.mark.parametrize("binary", [True, False])
-@pytest.mark.parametrize("m_step", ["gradient", "recurrent"])
-def test_gradients_agree_with_finite_differences(m_step, binary):
+@pytest.mark.parametrize(("m_step", "num_frames"), [("gradient", 1), ("recurrent", 1), ("recurrent", 4)])
+def test_gradients_agree_with_finite_differences(m_step, num_frames, binary):
     torch.manual_seed(0)
     em = small_model(m_step, binary)
     loss = NeuralEMLoss(em.likelihood, prior=0.1, prior_weight=0.7, step_weights="all")
-    image, corrupted = images(2, binary), images(2, binary)
+    frames, corrupted = sequences(2, num_frames, binary), sequences(2, num_frames, binary)
     names, parameters = zip(*em.named_parameters(), strict=True)
 
+    class Objective(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.em = em
+
+        def forward(self) -> torch.Tensor:
+            start = em.start(frames[:, 0], 3, torch.Generator().manual_seed(2))
+            return loss(frames, list(em.steps(start, corrupted, frames, 3)))
+
     def objective(*values: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(2)
-        call = {"num_components": 3, "num_steps": 3, "generator": generator}
-        trajectory = torch.func.functional_call(em, dict(zip(names, values, strict=True)), (image, corrupted), call)
-        return loss(image, trajectory)
+        of_em = {f"em.{name}": value for name, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(Objective(), of_em, ())
 
     assert torch.autograd.gradcheck(objective, parameters, atol=1e-6)
 
@@ -167,9 +183,7 @@ def test_a_small_enough_n_em_step_never_lowers_the_log_likelihood(seed, binary, 
     iterate = em.start(image, components)
     state = torch.randn_like(iterate.state)
     params = em.m_step.decode(state)
-    iterate = iterate._replace(
-        state=state, params=params, mean=em.likelihood.mean(params), responsibilities=em.e_step(image, params)
-    )
+    iterate = em.explain(image, state, params)
     for _ in range(3):
         before = em.log_likelihood(image, iterate.params)
         iterate = em.step(iterate, image, image)
@@ -183,7 +197,7 @@ def test_responsibilities_are_distributions_and_components_are_exchangeable(seed
     image = images(2, binary)
     start = em.start(image, components)
     order = torch.randperm(components)
-    swapped = start._replace(responsibilities=start.responsibilities[:, order])
+    swapped = dataclasses.replace(start, responsibilities=start.responsibilities[:, order])
     one, other = em.step(start, image, image), em.step(swapped, image, image)
     for iterate in (start, one):
         assert torch.allclose(iterate.responsibilities.sum(1), torch.ones((), dtype=torch.float64))
@@ -202,7 +216,7 @@ def test_responsibilities_start_as_normalised_half_normals():
 
 def test_one_component_takes_every_pixel():
     em = small_model("gradient", True)
-    trajectory = em(images(2, True), num_components=1, num_steps=2)
+    trajectory = em(sequences(2, 1, True), num_components=1, num_steps=2)
     assert all((iterate.responsibilities == 1).all() for iterate in trajectory)
 
 
@@ -216,7 +230,7 @@ def test_extreme_means_give_finite_responsibilities_without_smoothing():
 def test_no_gradient_flows_through_responsibilities_when_asked():
     torch.manual_seed(0)
     em = small_model("recurrent", True, differentiate_responsibilities=False)
-    trajectory = em(images(2, True), num_steps=2)
+    trajectory = em(sequences(2, 1, True), num_steps=2)
     assert not any(iterate.responsibilities.requires_grad for iterate in trajectory)
     assert trajectory[-1].mean.requires_grad
 
@@ -224,8 +238,8 @@ def test_no_gradient_flows_through_responsibilities_when_asked():
 def test_noise_reaches_the_m_step_only():
     em = small_model("recurrent", True)
     image = images(2, True)
-    (clean,) = em(image, image, num_steps=1, generator=torch.Generator().manual_seed(0))
-    (noisy,) = em(image, 1 - image, num_steps=1, generator=torch.Generator().manual_seed(0))
+    start = em.start(image, 3)
+    clean, noisy = em.step(start, image, image), em.step(start, 1 - image, image)
     assert not torch.allclose(clean.params, noisy.params)
     assert torch.equal(noisy.responsibilities, em.e_step(image, noisy.params))
 
@@ -242,17 +256,62 @@ def test_the_log_likelihood_is_of_the_mixture(binary):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"num_components": 0}, "num_components=0"), ({"num_steps": 0}, "num_steps=0"), ({"num_steps": 1.5}, "num_steps")],
+    [
+        ({"num_components": 0}, "num_components=0: must be an integer of at least 1"),
+        ({"num_steps": 0}, "num_steps=0: must be an integer of at least 1"),
+        ({"num_steps": 1.5}, "num_steps=1.5: must be an integer"),
+        ({"num_starts": 0}, "num_starts=0: must be an integer of at least 1"),
+    ],
 )
-def test_bad_k_and_t(arguments, message):
+def test_bad_k_t_and_starts(arguments, message):
+    """When the model is built, and when it is called."""
     with pytest.raises(InputError, match=message):
-        small_model("recurrent", True)(images(2, True), **arguments)
+        small_model("recurrent", True, **arguments)
+    with pytest.raises(InputError, match=message):
+        small_model("recurrent", True).groupings(sequences(2, 1, True), **arguments)
 
 
 def test_bad_image_shape_and_smoothing():
-    with pytest.raises(InputError, match=r"image shape \(1, 3, 4\): this model takes \(2, 3, 4\)"):
-        small_model("recurrent", True)(images(2, True, (1, 3, 4)))
+    em = small_model("recurrent", True)
+    for frames in (images(2, True), sequences(2, 1, True, (1, 3, 4))):
+        shape = re.escape(str(tuple(frames.shape)))
+        with pytest.raises(InputError, match=rf"frames have shape {shape}: must be \(batch, frames, \*\(2, 3, 4\)\)"):
+            em(frames)
+        with pytest.raises(InputError, match=rf"frames have shape {shape}"):
+            em.training_loss(frames)
     with pytest.raises(InputError, match="smoothing=-1"):
         small_model("recurrent", True, smoothing=-1)
     with pytest.raises(InputError, match="differentiate_responsibilities=no: must be true or false"):
         small_model("recurrent", True, differentiate_responsibilities="no")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"init": "kmeans"}, "init='kmeans': must be one of noise, bright_regions"),
+        ({"detached_epochs": -1}, "detached_epochs=-1: must be an integer of at least 0"),
+        ({"initial_mean": "black"}, "initial_mean=black: must be a number"),
+        ({"fast": "yes"}, "fast=yes: must be auto, true or false"),
+        ({"loss": NeuralEMLoss(Gaussian())}, "loss.likelihood: is Gaussian, but likelihood Bernoulli; must be the same"),
+        (
+            {"loss": NeuralEMLoss(Bernoulli(), step_weights=[1, 2])},
+            "loss.step_weights: has 2 weights, must have one for each of the 10 steps",
+        ),
+    ],
+)
+def test_bad_settings(arguments, message):
+    with pytest.raises(InputError, match=message):
+        small_model("recurrent", True, **arguments)
+
+
+def test_it_reports_equation_5_and_the_log_likelihood():
+    torch.manual_seed(0)
+    em, image = small_model("recurrent", True), images(2, True)
+    last = em(image.unsqueeze(1), num_steps=2)[-1]
+    found, (total, intra, inter) = em.report(image, last), em.loss.of_step(image, last)
+    assert found.keys() == em.headings.keys()
+    expected = {"loss": total, "loss_intra": intra, "loss_inter": inter}
+    expected["log_likelihood"] = em.log_likelihood(image, last.params).mean()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with pytest.raises(TypeError, match="Grouping: NeuralEM reports on its own iterates"):
+        em.report(image, Grouping(last.responsibilities, last.mean))

@@ -1,15 +1,21 @@
-"""Which cases the fast path takes, and that it leaves all others to the loop."""
+"""Which cases the fast path takes, and that it leaves all others to the loop and says why."""
+
+import copy
+import logging
+import re
 
 import pytest
 import torch
 from test_fast_path import SHAPE, binary, model
 from torch import nn
 
+from nem_lightning.errors import InputError
+from nem_lightning.models.em import NeuralEM
 from nem_lightning.models.fast_path import FastPath
-from nem_lightning.models.likelihoods import Bernoulli, Gaussian
+from nem_lightning.models.likelihoods import Gaussian
 from nem_lightning.models.losses import NeuralEMLoss
 from nem_lightning.models.m_steps import GradientMStep
-from nem_lightning.models.starts import STARTS, seeds
+from nem_lightning.models.starts import STARTS, bright_regions
 
 
 class OwnLinear(nn.Linear):
@@ -20,9 +26,21 @@ class OwnMStep(GradientMStep):
     pass
 
 
-def change(kind: str):
-    """A model, loss and image that the fast path is not written for, in one respect."""
-    em, loss, image = model(), NeuralEMLoss(Bernoulli()), binary(2, *SHAPE)
+class OwnLoss(NeuralEMLoss):
+    pass
+
+
+class OwnEM(NeuralEM):
+    pass
+
+
+def why_not(em: NeuralEM, frames: torch.Tensor, corrupted: torch.Tensor | None = None) -> str | None:
+    return FastPath().why_not(em, frames, frames if corrupted is None else corrupted)
+
+
+def change(kind: str) -> tuple[NeuralEM, torch.Tensor]:
+    """A model and frames that the fast path is not written for, in one respect."""
+    em, frames = model(), binary(2, 1, *SHAPE)
     match kind:
         case "M-step":
             em.m_step = OwnMStep(SHAPE, 6).double()
@@ -35,6 +53,8 @@ def change(kind: str):
             em.m_step.encoder = nn.Sequential(nn.Flatten(), nn.Identity())
         case "decoder":
             em.m_step.decoder[0] = OwnLinear(6, 20).double()
+        case "layer":
+            em.m_step.input_layer = OwnLinear(20, 6).double()
         case "norm":
             em.m_step.norm = nn.RMSNorm(6).double()
         case "norm without weights":
@@ -48,12 +68,12 @@ def change(kind: str):
             em.m_step.step_size = nn.Parameter(torch.ones(6).double())
         case "learned smoothing":
             em.smoothing = nn.Parameter(torch.tensor(1e-6).double())
-        case "step" | "start" | "iterates" | "first_responsibilities":
+        case "step" | "start" | "steps" | "unroll" | "explain" | "e_step" | "first_responsibilities":
             setattr(em, kind, lambda *arguments, **named: None)
         case "prob":
             em.likelihood.prob = lambda *arguments: None
         case "of_step":
-            loss.of_step = lambda *arguments: None
+            em.loss.of_step = lambda *arguments: None
         case "hook":
             em.m_step.decoder.register_forward_hook(lambda *arguments: None)
         case "compiled":
@@ -61,60 +81,165 @@ def change(kind: str):
         case "likelihood":
             em.likelihood = Gaussian()
         case "loss likelihood":
-            loss.likelihood = Gaussian()
+            em.loss.likelihood = Gaussian()
+        case "loss":
+            em.loss = OwnLoss(em.likelihood)
+        case "three channels":
+            em.image_shape = (3, *SHAPE[1:])
         case "prior":
-            loss.prior = 0.1
+            em.loss.prior = 0.1
         case "prior weight":
-            loss.prior_weight = 2.0
+            em.loss.prior_weight = 2.0
         case "smoothing":
             em.smoothing = 0.0
         case "grey image":
-            image = image / 2
+            frames = frames / 2
         case "single precision image":
-            image = image.float()
-        case "other image size":
-            image = binary(2, 1, 5, 4)
-    return em, loss, image
+            frames = frames.float()
+        case "half precision":
+            em, frames = em.half(), frames.half()
+        case "sequence":
+            frames = frames.expand(-1, 11, -1, -1, -1)
+        case "GPU":
+            frames = torch.empty(frames.shape, dtype=frames.dtype, device="meta")
+        case "weights on a GPU":
+            em = em.to("meta")
+    return em, frames
 
 
-KINDS = ["M-step", "weights", "activation", "encoder", "decoder", "norm", "norm without weights", "no bias"]
-KINDS += ["bias elsewhere", "step size by unit", "learned smoothing", "smoothing", "prior", "prior weight"]
-KINDS += ["step", "start", "iterates", "first_responsibilities", "prob", "of_step", "hook", "compiled"]
-KINDS += ["likelihood", "loss likelihood", "grey image", "single precision image", "other image size"]
+FURTHER = "the model has further weights"
+REASONS = {
+    "M-step": "the M-step is OwnMStep",
+    "weights": FURTHER,
+    "activation": "the units are tanh, not sigmoid",
+    "encoder": "the encoder is Sequential",
+    "decoder": "the decoder is not the plain linear layer",
+    "layer": "a layer of the M-step was replaced",
+    "norm": "a layer of the M-step was replaced",
+    "norm without weights": FURTHER,
+    "no bias": FURTHER,
+    "bias elsewhere": FURTHER,
+    "step size by unit": "the step size is not one number",
+    "learned smoothing": FURTHER,
+    **dict.fromkeys(
+        ("step", "start", "steps", "unroll", "explain", "e_step", "first_responsibilities"),
+        "NeuralEM has hooks, is compiled, or has a replaced method",
+    ),
+    "prob": "Bernoulli has hooks, is compiled, or has a replaced method",
+    "of_step": "NeuralEMLoss has hooks, is compiled, or has a replaced method",
+    "hook": "Sequential has hooks, is compiled, or has a replaced method",
+    "compiled": "RecurrentMStep has hooks, is compiled, or has a replaced method",
+    "likelihood": "pixels are Gaussian",
+    "loss likelihood": "pixels are Gaussian",
+    "loss": "the loss is OwnLoss",
+    "three channels": "images have 3 channels",
+    "prior": "the prior is 0.1 with weight 1.0, not black with weight 1",
+    "prior weight": "the prior is 0.0 with weight 2.0, not black with weight 1",
+    "smoothing": "smoothing is 0.0",
+    "grey image": "pixels are not all 0 or 1",
+    "single precision image": "images are torch.float32 and weights torch.float64: both must be float32, or both float64",
+    "half precision": "images are torch.float16 and weights torch.float16: both must be float32, or both float64",
+    "sequence": "frames are sequences",
+    "GPU": "images are on meta and weights on cpu: both must be on a CPU",
+    "weights on a GPU": "images are on cpu and weights on meta: both must be on a CPU",
+}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_leaves_other_cases_to_the_loop(kind):
-    assert FastPath.applies(*change("nothing"))
-    assert not FastPath.applies(*change(kind))
+@pytest.mark.parametrize("kind", REASONS)
+def test_it_leaves_other_cases_to_the_loop_and_says_why(kind):
+    assert why_not(*change("nothing")) is None
+    assert why_not(*change(kind)) == REASONS[kind]
 
 
-def test_it_leaves_learned_noise_and_half_precision_to_the_loop():
-    em, loss, image = change("nothing")
-    assert FastPath.applies(em, loss, image, image)
-    assert not FastPath.applies(em, loss, image, image.clone().requires_grad_())
-    assert not FastPath.applies(em.half(), loss, image.half())
+def test_it_leaves_gradients_of_images_and_of_noise_to_the_loop():
+    em, frames = change("nothing")
+    reason = "gradients of the images are asked for"
+    assert why_not(em, frames, frames.clone().requires_grad_()) == reason
+    assert why_not(em, frames.clone().requires_grad_()) == reason
 
 
 def test_it_leaves_no_grad_and_autocast_to_the_loop():
     case = change("nothing")
     with torch.no_grad():
-        assert not FastPath.applies(*case)
+        assert why_not(*case) == "gradients are off"
     with torch.autocast("cpu"):
-        assert not FastPath.applies(*case)
+        assert why_not(*case) == "autocast is on"
 
 
 def test_it_leaves_a_first_gamma_of_ones_own_to_the_loop(monkeypatch):
     """It may be learned."""
     case = change("nothing")
-    monkeypatch.setitem(STARTS, "noise", lambda *arguments: seeds(*arguments))
-    assert not FastPath.applies(*case)
+    monkeypatch.setitem(STARTS, "noise", lambda *arguments: bright_regions(*arguments))
+    assert why_not(*case) == "init=noise is not known to it"
 
 
 def test_it_leaves_global_hooks_to_the_loop():
     handle = nn.modules.module.register_module_forward_hook(lambda *arguments: None)
     try:
-        assert not FastPath.applies(*change("nothing"))
+        assert why_not(*change("nothing")) == "PyTorch has global hooks"
     finally:
         handle.remove()
-    assert FastPath.applies(*change("nothing"))
+    assert why_not(*change("nothing")) is None
+
+
+def test_a_subclass_goes_by_the_loop():
+    em, frames = change("nothing")
+    em.__class__, em.fast = OwnEM, True
+    with pytest.raises(InputError, match="fast=true: the fast path does not apply, because the model is a subclass of"):
+        em.training_loss(frames)
+
+
+def test_the_structure_is_looked_at_once_until_training_is_prepared():
+    em, frames = change("nothing")
+    assert em.fast_path.why_not(em, frames, frames) is None
+    em.m_step.activation = "tanh"
+    assert em.fast_path.why_not(em, frames, frames) is None
+    em.prepare_training()
+    assert em.fast_path.why_not(em, frames, frames) == REASONS["activation"]
+    em.m_step.activation = "sigmoid"
+    assert em.fast_path.why_not(em, frames, frames) == REASONS["activation"]
+    em.fast_path.forget()
+    assert em.fast_path.why_not(em, frames, frames) is None
+
+
+def test_a_copy_looks_for_itself():
+    em, frames = change("nothing")
+    em.training_loss(frames)
+    other = copy.deepcopy(em)
+    other.m_step.activation = "tanh"
+    assert other.fast_path.why_not(other, frames, frames) == REASONS["activation"]
+
+
+def counted(em: NeuralEM, monkeypatch) -> list[str]:
+    """By which way each loss is computed from here on."""
+    ways = []
+    fast, loop = FastPath.__call__, NeuralEMLoss.__call__
+    monkeypatch.setattr(FastPath, "__call__", lambda *a, **k: ways.append("fast path") or fast(*a, **k))
+    monkeypatch.setattr(NeuralEMLoss, "__call__", lambda *a: ways.append("loop") or loop(*a))
+    return ways
+
+
+def test_it_is_taken_as_the_setting_says(monkeypatch):
+    em, frames = change("nothing")
+    ways = counted(em, monkeypatch)
+    for em.fast in ("auto", True, False):
+        em.training_loss(frames)
+    assert ways == ["fast path", "fast path", "loop"]
+
+
+@pytest.mark.parametrize("kind", ["activation", "prior", "sequence"])
+def test_fast_true_raises_the_reason_and_auto_logs_it_once(kind, monkeypatch, caplog):
+    em, frames = change(kind)
+    ways = counted(em, monkeypatch)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            em.training_loss(frames)
+    said = f"training takes the loop, not the fast path, because {REASONS[kind]}"
+    assert ways == ["loop", "loop"] and caplog.messages == [said]
+    em.prepare_training()
+    with caplog.at_level(logging.INFO):
+        em.training_loss(frames)
+    assert caplog.messages == [said, said]
+    em.fast = True
+    with pytest.raises(InputError, match=f"fast=true: the fast path does not apply, because {re.escape(REASONS[kind])}"):
+        em.training_loss(frames)

@@ -16,7 +16,12 @@ def random_trajectory(steps: int) -> tuple[torch.Tensor, list[Iterate]]:
     for _ in range(steps):
         params = torch.randn(4, 3, 2, 3, 3)
         trajectory.append(
-            Iterate(torch.zeros(4, 3, 1), params, params.sigmoid(), torch.randn(4, 3, 1, 3, 3).log_softmax(1))
+            Iterate(
+                state=torch.zeros(4, 3, 1),
+                params=params,
+                mean=params.sigmoid(),
+                responsibilities=torch.randn(4, 3, 1, 3, 3).softmax(1),
+            )
         )
     return image, trajectory
 
@@ -39,9 +44,17 @@ def test_equation_5_with_the_sign_that_the_text_describes():
 def test_step_weights(step_weights, expected):
     image, trajectory = random_trajectory(4)
     loss = NeuralEMLoss(Bernoulli(), step_weights=step_weights)
-    total = loss(image, trajectory)
+    total = loss(image.unsqueeze(1), trajectory)
     by_step = [loss.of_step(image, iterate).total for iterate in trajectory]
     assert torch.allclose(total, sum(w * value for w, value in zip(expected, by_step, strict=True)))
+
+
+def test_the_loss_of_a_sequence_compares_step_t_with_frame_t_plus_1():
+    _, trajectory = random_trajectory(3)
+    frames = torch.rand(4, 4, 2, 3, 3).round()
+    loss = NeuralEMLoss(Bernoulli(), step_weights=[1, 2, 4])
+    expected = sum(w * loss.of_step(frames[:, t], trajectory[t - 1]).total for t, w in ((1, 1), (2, 2), (3, 4)))
+    assert torch.allclose(loss(frames, trajectory), expected)
 
 
 @pytest.mark.parametrize(

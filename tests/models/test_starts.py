@@ -1,5 +1,6 @@
 """Where EM starts, and which start it keeps."""
 
+import dataclasses
 import itertools
 import math
 
@@ -7,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import SHAPE, few_shapes, tiny_module
+from tiny import SHAPE, few_shapes
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.em import Iterate, NeuralEM
 from nem_lightning.models.likelihoods import Bernoulli, Gaussian
 from nem_lightning.models.m_steps import RecurrentMStep
-from nem_lightning.models.starts import SPREAD, STARTS, energy, seeds
+from nem_lightning.models.starts import SPREAD, STARTS, bright_regions, energy
 
 
 @given(
@@ -34,22 +35,22 @@ def test_first_responsibilities_are_distributions(seed, name, channels, height, 
     assert torch.allclose(gamma.sum(1), torch.ones(()))
 
 
-def test_seeds_are_bright_pixels_that_lie_apart():
+def test_bright_regions_lie_around_bright_pixels_that_lie_apart():
     """Three blocks far apart: each is one component's in nearly every draw, though one block is twice as bright."""
     image = torch.zeros(500, 1, 20, 20)
     corners = [(0, 0), (0, 17), (17, 9)]
     for (y, x), brightness in zip(corners, (1.0, 0.5, 0.5), strict=True):
         image[:, :, y : y + 3, x : x + 3] = brightness
-    gamma = seeds(image, 3, torch.Generator().manual_seed(0))
+    gamma = bright_regions(image, 3, torch.Generator().manual_seed(0))
     owners = torch.stack([gamma[:, :, 0, y + 1, x + 1].argmax(1) for y, x in corners], 1)
     assert (owners.sort(1).values == torch.arange(3)).all(1).float().mean() > 0.95
 
 
-def test_seeds_are_drawn_as_the_centres_of_k_means_plus_plus():
+def test_bright_regions_are_drawn_as_the_centres_of_k_means_plus_plus():
     """Three pixels in a row: how often each pair is drawn. gamma tells which pair it was."""
     brightness, draws = [0.5, 0.2, 0.3], 40_000
     image = torch.tensor(brightness, dtype=torch.float64).expand(draws, 1, 1, 3)
-    gamma = seeds(image, 2, torch.Generator().manual_seed(0))[:, 0, 0, 0]  # of the first component, (draws, 3)
+    gamma = bright_regions(image, 2, torch.Generator().manual_seed(0))[:, 0, 0, 0]  # of the first component, (draws, 3)
     total = 0.0
     for one, other in itertools.permutations(range(3), 2):
         share = sum(brightness[n] * (n - one) ** 2 for n in range(3))
@@ -61,11 +62,11 @@ def test_seeds_are_drawn_as_the_centres_of_k_means_plus_plus():
     assert total == pytest.approx(1)
 
 
-def test_seeds_spread_as_said():
+def test_bright_regions_spread_as_said():
     """Two bright pixels, two components: the ratio of gamma is that of two round bells, one around each."""
     image = torch.zeros(1, 1, 9, 12, dtype=torch.float64)
     image[0, 0, 1, 2] = image[0, 0, 7, 10] = 1
-    gamma = seeds(image, 2, torch.Generator().manual_seed(0))[0, :, 0]
+    gamma = bright_regions(image, 2, torch.Generator().manual_seed(0))[0, :, 0]
     if gamma[0, 1, 2] < gamma[1, 1, 2]:
         gamma = gamma.flip(0)
     one, other = (4 - 1) ** 2 + (5 - 2) ** 2, (4 - 7) ** 2 + (5 - 10) ** 2
@@ -93,7 +94,33 @@ def test_energy_is_the_sum_written_out():
                         else:
                             expected -= math.log(1 - m)
         expected += sum(t * math.log(t / sum(taken) * 3) for t in taken)
-        assert energy(image, params, gamma)[b].item() == pytest.approx(expected)
+        assert energy(Bernoulli(), image, params, gamma)[b].item() == pytest.approx(expected)
+
+
+def test_energy_of_real_pixels_is_the_sum_written_out():
+    """The negative log likelihood of the mixture, and the evenness of the components' shares of all pixels."""
+    torch.manual_seed(0)
+    image = torch.rand(2, 2, 3, 4).double()
+    mu = torch.rand(2, 3, 2, 3, 4).double()
+    gamma = torch.rand(2, 3, 1, 3, 4).double()
+    gamma /= gamma.sum(1, keepdim=True)
+    sigma = 0.25
+    for b in range(2):
+        expected, shares = 0.0, [0.0] * 3
+        for h in range(3):
+            for w in range(4):
+                mixture = 0.0
+                for k in range(3):
+                    p = 1.0
+                    for c in range(2):
+                        away = (image[b, c, h, w] - mu[b, k, c, h, w]).item()
+                        p *= math.exp(-(away**2) / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
+                    mixture += p / 3
+                    shares[k] += gamma[b, k, 0, h, w].item()
+                expected -= math.log(mixture)
+        assert sum(shares) == pytest.approx(12)
+        expected += sum(share * math.log(share / 12 * 3) for share in shares)
+        assert energy(Gaussian(sigma), image, mu, gamma)[b].item() == pytest.approx(expected)
 
 
 def test_energy_prefers_a_component_for_each_object():
@@ -103,41 +130,44 @@ def test_energy_prefers_a_component_for_each_object():
     image = masks.amax(0, keepdim=True)
     apart, merged = masks.unsqueeze(0) * 12 - 6, torch.stack([image[0], torch.zeros(1, 8, 8)]).unsqueeze(0) * 12 - 6
     em = NeuralEM(RecurrentMStep((1, 8, 8), 2), Bernoulli())
-    found = [energy(image, params, em.e_step(image, params)) for params in (apart, merged)]
+    found = [energy(Bernoulli(), image, params, em.e_step(image, params)) for params in (apart, merged)]
     assert found[0] < found[1]
 
 
 def test_energy_of_a_black_image():
     params = torch.randn(2, 3, 1, 4, 4)
     gamma = torch.full((2, 3, 1, 4, 4), 1 / 3)
-    found = energy(torch.zeros(2, 1, 4, 4), params, gamma)
+    found = energy(Bernoulli(), torch.zeros(2, 1, 4, 4), params, gamma)
     assert torch.allclose(found, -(1 - params.sigmoid()).log().sum((1, 2, 3, 4)))
 
 
-def test_of_several_starts_the_one_of_lowest_energy_is_kept():
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.25)], ids=["binary", "real"])
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_of_several_starts_the_one_of_lowest_energy_is_kept(likelihood, num_frames):
+    """Of a sequence, the energy is that of the last frame."""
     torch.manual_seed(0)
-    em = NeuralEM(RecurrentMStep((1, 28, 28), 8), Bernoulli(), first="seeds")
-    image = few_shapes(20).images.float()
-    sizes = {"num_components": 3, "num_steps": 2}
-    kept = em(image, **sizes, num_starts=4, generator=torch.Generator().manual_seed(1))
+    em = NeuralEM(RecurrentMStep((1, 28, 28), 8), likelihood, num_starts=4, init="bright_regions")
+    frames = few_shapes(20 * num_frames).frames.float().view(20, num_frames, 1, 28, 28)
+    kept = em(frames, num_steps=2, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
-    alone = [em(image, **sizes, generator=generator) for _ in range(4)]
-    energies = torch.stack([em.energy(image, trajectory[-1]) for trajectory in alone])
+    alone = [em(frames, num_steps=2, num_starts=1, generator=generator) for _ in range(4)]
+    energies = torch.stack([em.energy(frames[:, -1], trajectory[-1]) for trajectory in alone])
     assert len(energies.argmin(0).unique()) > 1
     for index, best in enumerate(energies.argmin(0)):
         for step in range(2):
-            for one, other in zip(kept[step], alone[best][step], strict=True):
+            for field in dataclasses.fields(Iterate):
+                one, other = (getattr(of[step], field.name) for of in (kept, alone[best]))
                 assert torch.equal(one[index], other[index])
 
 
 def test_a_start_that_ends_in_nan_is_never_kept(monkeypatch):
     em = NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli())
-    image, nan = torch.ones(3, *SHAPE), math.nan
+    frames, nan = torch.ones(3, 1, *SHAPE), math.nan
     energies = iter(torch.tensor([[3.0, nan, 1.0], [nan, 2.0, 1.0], [1.0, 3.0, nan]]))
     monkeypatch.setattr("nem_lightning.models.em.energy", lambda *_: next(energies))
-    (kept,) = em(image, num_steps=1, num_starts=3, generator=torch.Generator().manual_seed(1))
+    (kept,) = em(frames, num_steps=1, num_starts=3, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
-    alone = [em(image, num_steps=1, generator=generator)[0].params for _ in range(3)]
+    alone = [em(frames, num_steps=1, generator=generator)[0].params for _ in range(3)]
     assert all(torch.equal(kept.params[index], alone[best][index]) for index, best in enumerate([2, 1, 0]))
 
 
@@ -145,20 +175,21 @@ def test_choosing_a_start_needs_no_graph(monkeypatch):
     em = NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli())
     needed = []
     monkeypatch.setattr(em, "energy", lambda image, last: needed.append(last.params.requires_grad) or image[:, 0, 0, 0])
-    (kept,) = em(torch.ones(3, *SHAPE), num_steps=1, num_starts=2)
+    (kept,) = em(torch.ones(3, 1, *SHAPE), num_steps=1, num_starts=2)
     assert needed == [False, False] and kept.params.requires_grad
 
 
 def test_where_takes_each_image_from_one_of_the_two():
-    one = Iterate(*(torch.zeros(2, *[1] * n) for n in (2, 4, 4, 4)))
-    other = Iterate(*(torch.ones(2, *[1] * n) for n in (2, 4, 4, 4)))
-    assert all(value.flatten().tolist() == [0, 1] for value in one.where(torch.tensor([True, False]), other))
+    dims = {"state": 2, "mean": 4, "params": 4, "responsibilities": 4}
+    one, other = (
+        Iterate(**{name: torch.full((2, *[1] * n), value) for name, n in dims.items()}) for value in (0.0, 1.0)
+    )
+    taken = one.where(torch.tensor([True, False]), other)
+    assert all(getattr(taken, field.name).flatten().tolist() == [0, 1] for field in dataclasses.fields(Iterate))
 
 
 def test_bad_starts():
-    with pytest.raises(InputError, match="first='kmeans': must be one of noise, seeds"):
-        NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli(), first="kmeans")
+    with pytest.raises(InputError, match="init='kmeans': must be one of noise, bright_regions"):
+        NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli(), init="kmeans")
     with pytest.raises(InputError, match="num_starts=0: must be an integer of at least 1"):
-        tiny_module(num_starts=0)
-    with pytest.raises(InputError, match="num_starts=2: must be 1 unless the pixels are Bernoulli"):
-        NeuralEM(RecurrentMStep(SHAPE, 2), Gaussian())(torch.rand(1, *SHAPE), num_starts=2)
+        NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli(), num_starts=0)

@@ -29,7 +29,7 @@ SMALL = [
     "data.size=12",
     "data.num_objects=1",
     "model.num_steps=2",
-    "model.em.m_step.hidden_size=10",
+    "model.m_step.hidden_size=10",
     "trainer.max_epochs=6",
     "trainer.limit_train_batches=20",
     "trainer.limit_val_batches=2",
@@ -180,7 +180,7 @@ def test_a_best_checkpoint_cut_short_after_training_does_not_stop_the_run_from_f
     process.join()
     assert process.exitcode == 0 and (folder / "scores.json").exists()
     printed = log_of(folder).read_text()
-    assert "best.ckpt: not a checkpoint, or cut short" in printed and "scores are of the last weights" in printed
+    assert "best.ckpt: not a checkpoint, damaged or cut short" in printed and "scores are of the last weights" in printed
 
 
 @pytest.mark.parametrize("names", [["last"], ["best"], ["last", "best"]])
@@ -191,7 +191,7 @@ def test_a_checkpoint_cut_short_is_passed_over(start, stopped_run, undisturbed, 
     start(str(stopped_run), small_data).join()
     printed = log_of(stopped_run).read_text()
     for name in names:
-        assert f"checkpoints/{name}.ckpt: not a checkpoint, or cut short" in printed
+        assert f"checkpoints/{name}.ckpt: not a checkpoint, damaged or cut short" in printed
     assert_same_end(stopped_run, undisturbed[0])
 
 

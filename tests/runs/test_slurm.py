@@ -18,7 +18,7 @@ from slurm_cluster import CannotStart, slurm_cluster
 
 FEW = ["trainer=cpu", "trainer.limit_val_batches=2", "trainer.limit_test_batches=1", "trainer.log_every_n_steps=1"]
 JOBS = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
-SMALL = [*FEW, "data.size=12", "data.num_objects=1", "model.num_steps=2", "model.em.m_step.hidden_size=10"]
+SMALL = [*FEW, "data.size=12", "data.num_objects=1", "model.num_steps=2", "model.m_step.hidden_size=10"]
 SWEEP = "sweep"
 
 

@@ -28,7 +28,7 @@ class PoisonAt(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
-            pl_module.em.m_step.input_layer.weight.data.fill_(torch.nan)
+            pl_module.model.m_step.input_layer.weight.data.fill_(torch.nan)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
@@ -46,7 +46,7 @@ def test_weights_that_are_not_numbers_after_the_last_step_of_an_epoch(tmp_path):
     class PoisonAfter(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *arguments):
             if trainer.global_step == 10:
-                pl_module.em.m_step.input_layer.weight.data.fill_(torch.nan)
+                pl_module.model.m_step.input_layer.weight.data.fill_(torch.nan)
 
     checkpoint = ModelCheckpoint(tmp_path, filename="best", save_last=True)
     trainer = tiny_trainer(tmp_path, max_epochs=5, callbacks=[PoisonAfter(), StopOnNonFiniteLoss(), checkpoint])
@@ -153,8 +153,8 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_it_had_not_been(tmp_path, hook
     torch.manual_seed(123)  # whatever else happened in the process that goes on
     on_load = CheckpointOnInterrupt(str(path))
     trainer(tmp_path / "run", on_load).fit(resumed, TinyImages(), ckpt_path=path, weights_only=True)
-    for name, weight in undisturbed.em.named_parameters():
-        assert torch.equal(weight, resumed.em.get_parameter(name)), name
+    for name, weight in undisturbed.model.named_parameters():
+        assert torch.equal(weight, resumed.model.get_parameter(name)), name
     expected = scores["undisturbed"]
     if scores["run"].keys() != expected.keys():  # interrupted around a validation, it goes on after it
         assert step == 10
@@ -195,7 +195,7 @@ def test_a_signal_waits_while_gradients_accumulate(tmp_path, batch):
     with pytest.raises(Preempted):
         trainer(KillIn(batch), CheckpointOnInterrupt(str(path))).fit(tiny_module(), TinyImages())
     trainer(CheckpointOnInterrupt(str(path))).fit(resumed, TinyImages(), ckpt_path=path, weights_only=True)
-    assert all(map(torch.equal, undisturbed.em.parameters(), resumed.em.parameters()))
+    assert all(map(torch.equal, undisturbed.model.parameters(), resumed.model.parameters()))
 
 
 @pytest.mark.parametrize("batch", [2, 5, 8])

@@ -1,5 +1,6 @@
 """Two processes give what one with twice the batch gives."""
 
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -11,17 +12,18 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
-from tiny import SHAPE, TinyImages, tiny_trainer
+from tiny import SHAPE, TinyImages, default_scores, tiny_trainer
 
-from nem_lightning.datamodules.base import TensorImages
-from nem_lightning.models.em import NeuralEM
+from nem_lightning.datamodules.base import TensorFrames
+from nem_lightning.models.em import Iterate, NeuralEM
 from nem_lightning.models.likelihoods import Bernoulli
 from nem_lightning.models.losses import NeuralEMLoss
 from nem_lightning.models.m_steps import RecurrentMStep
 from nem_lightning.training.checkpoints import WholeFiles
-from nem_lightning.training.module import NeuralEMModule
+from nem_lightning.training.module import GroupingModule
 
 NUM_TEST = 31  # not a multiple of two
+NUM_UNSCORED = 3
 
 
 class AlikeStarts(NeuralEM):
@@ -30,17 +32,19 @@ class AlikeStarts(NeuralEM):
     def start(self, image, num_components, generator=None):
         alike = super().start(image[:1], num_components, torch.Generator().manual_seed(0))
         shape = (len(image), num_components)
-        expanded = (value.expand(*shape, *value.shape[2:]).contiguous() for value in alike)
-        return type(alike)(*expanded)
+        values = {field.name: getattr(alike, field.name) for field in dataclasses.fields(alike)}
+        return Iterate(**{name: value.expand(*shape, *value.shape[2:]).contiguous() for name, value in values.items()})
 
 
 class OddImages(TinyImages):
-    def load(self, stage: str) -> TensorImages:
+    def load(self, stage: str) -> TensorFrames:
         images = super().load(stage)
         if stage == "train":
             return images
         repeated = torch.arange(NUM_TEST) % len(images)
-        return TensorImages(images.images[repeated], images.groups[repeated])
+        groups = images.groups[repeated]
+        groups[[0, 3, 4]] = 0  # images without a scored pixel, in both processes
+        return TensorFrames(images.frames[repeated], groups)
 
 
 def fit(rank: int, world: int, port: int, folder: str) -> None:
@@ -53,10 +57,9 @@ def fit(rank: int, world: int, port: int, folder: str) -> None:
     own = Path(folder) / str(rank)
     own.mkdir()
     torch.manual_seed(0)
-    em = AlikeStarts(RecurrentMStep(SHAPE, hidden_size=8), Bernoulli())
-    optimizer = functools.partial(torch.optim.Adam, lr=1e-2)
     loss = NeuralEMLoss(Bernoulli(), step_weights="all")
-    module = NeuralEMModule(em, loss, optimizer, num_components=2, num_steps=3)
+    em = AlikeStarts(RecurrentMStep(SHAPE, hidden_size=8), Bernoulli(), loss, num_components=2, num_steps=3)
+    module = GroupingModule(em, default_scores(), functools.partial(torch.optim.Adam, lr=1e-2))
     trainer = tiny_trainer(
         own,
         max_epochs=3,
@@ -74,8 +77,9 @@ def fit(rank: int, world: int, port: int, folder: str) -> None:
     result = {
         "metrics": metrics,
         "weights": weights,
-        "by_step": module.test_scores_by_step,
-        "images": module.test_images,
+        "by_step": module.test_scores.by_step,
+        "images": module.test_scores.num_images,
+        "unscored": module.test_scores.unscored_images,
         "wrote": sorted(path.name for path in own.iterdir()),
     }
     (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
@@ -117,7 +121,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(results):
 
 def test_no_image_is_scored_twice(results):
     for result in results.values():
-        assert result["images"] == NUM_TEST
+        assert result["images"] == NUM_TEST and result["unscored"] == NUM_UNSCORED
     for step, expected in enumerate(results["alone"]["by_step"]):
         for name, score in expected.items():
             assert results["first"]["by_step"][step][name] == pytest.approx(score, rel=1e-4, abs=1e-6), name

@@ -3,16 +3,20 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
-from tiny import SHAPE, TinyImages, tiny_module, tiny_trainer
+from tiny import SHAPE, TinyImages, TinySequences, tiny_model, tiny_module, tiny_trainer
 
 from nem_lightning.errors import InputError
-from nem_lightning.models.corruption import MaskedUniform
+from nem_lightning.models.corruption import BitFlip, MaskedUniform
+from nem_lightning.models.em import NeuralEM
+from nem_lightning.models.grouping import Grouping, GroupingModel
 from nem_lightning.models.likelihoods import Bernoulli, Gaussian
+from nem_lightning.models.losses import NeuralEMLoss
+from nem_lightning.models.m_steps import RecurrentMStep
 from nem_lightning.runs.signals import StopOnSignal
-from nem_lightning.scores.collection import reconstruction_error
+from nem_lightning.scores.best_overlap import MeanBestOverlap
 from nem_lightning.scores.mutual_information import adjusted_mutual_information
 from nem_lightning.training.callbacks import StopOnNonFiniteLoss
-from nem_lightning.training.module import NeuralEMModule
+from nem_lightning.training.module import GroupingModule
 
 SCORES = {
     "ami_max",
@@ -33,7 +37,8 @@ def test_training_logs_what_it_should_and_lowers_the_loss(tmp_path):
     before = tiny_trainer(tmp_path).validate(module, data, verbose=False)[0]
     trainer.fit(module, data)
     expected = {f"val/{name}" for name in SCORES}
-    expected |= {f"train/{name}" for name in ("loss", "loss_intra", "loss_inter", "reconstruction_error")}
+    of_training = ("loss", "loss_intra", "loss_inter", "log_likelihood", "reconstruction_error")
+    expected |= {f"train/{name}" for name in of_training}
     assert expected <= set(trainer.callback_metrics)
     tiny_trainer(tmp_path, max_epochs=10).fit(module, data)
     after = tiny_trainer(tmp_path).validate(module, data, verbose=False)[0]
@@ -44,33 +49,35 @@ def test_training_logs_what_it_should_and_lowers_the_loss(tmp_path):
 def test_no_gradients_flow_through_responsibilities_in_the_first_epochs(tmp_path):
     seen = []
 
-    class Watched(NeuralEMModule):
-        def training_loss(self, *arguments):
-            seen.append((self.current_epoch, self.em.differentiate_responsibilities))
-            return super().training_loss(*arguments)
+    class Watched(NeuralEM):
+        def step(self, *arguments, detach=None):
+            found = super().step(*arguments, detach=detach)
+            if self.training:
+                seen.append(found.responsibilities.requires_grad)
+            return found
 
-    def fit(differentiate: bool, epochs: int, **arguments) -> NeuralEMModule:
+    def fit(differentiate: bool, epochs: int, **of_model) -> NeuralEM:
         seen.clear()
-        module = tiny_module(**arguments)
-        module.__class__ = Watched
-        module.em.differentiate_responsibilities = differentiate  # once it is built, too
+        module = tiny_module(num_steps=1, **of_model)
+        module.model.__class__ = Watched
+        module.model.differentiate_responsibilities = differentiate  # once it is built, too
         tiny_trainer(tmp_path, max_epochs=epochs, limit_train_batches=2).fit(module, TinyImages())
-        return module
+        return module.model
 
     fit(True, 3, detached_epochs=1)
-    assert seen == [(0, False)] * 2 + [(1, True)] * 2 + [(2, True)] * 2
-    assert fit(True, 1, detached_epochs=2).em.differentiate_responsibilities
-    assert seen == [(0, False)] * 2
+    assert seen == [False] * 2 + [True] * 4
+    assert fit(True, 1, detached_epochs=2).differentiate_responsibilities
+    assert seen == [False] * 2
     fit(True, 1)
-    assert seen == [(0, True)] * 2
-    assert not fit(False, 1).em.differentiate_responsibilities
-    assert seen == [(0, False)] * 2
+    assert seen == [True] * 2
+    assert not fit(False, 1).differentiate_responsibilities
+    assert seen == [False] * 2
 
 
 def test_groups_of_parameters_keep_their_learning_rates(tmp_path):
     """Also in a run that goes on, by its own settings."""
 
-    def module(*rates: float, decay: bool) -> NeuralEMModule:
+    def module(*rates: float, decay: bool) -> GroupingModule:
         def optimizer(parameters) -> torch.optim.Optimizer:
             one, *others = parameters
             return torch.optim.SGD([{"params": [one], "lr": rates[0]}, {"params": others}], lr=rates[1])
@@ -96,7 +103,7 @@ def test_groups_of_parameters_keep_their_learning_rates(tmp_path):
 
 
 def test_a_subclass_may_have_a_schedule_of_its_own(tmp_path):
-    class WarmUp(NeuralEMModule):
+    class WarmUp(GroupingModule):
         def configure_optimizers(self):
             optimizer = super().configure_optimizers()
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, 3)
@@ -108,23 +115,32 @@ def test_a_subclass_may_have_a_schedule_of_its_own(tmp_path):
     assert rates.seen == pytest.approx([0.001, 0.034, 0.067, 0.1, 0.1])
 
 
-def test_a_subclass_may_have_a_forward_of_its_own(tmp_path):
+def test_a_subclass_of_the_model_may_have_a_loop_of_its_own(tmp_path):
     """What it gives is what is trained, validated and tested, also where there are quicker ways."""
 
-    class Mirrored(NeuralEMModule):
-        def forward(self, image, *arguments, **named):
-            return super().forward(image.flip(-1), *arguments, **named)
+    class Mirrored(NeuralEM):
+        def steps(self, iterate, corrupted, frames, num_steps, *, detach=None):
+            return super().steps(iterate, corrupted.flip(-1), frames, num_steps, detach=detach)
 
-    module, plain, image = tiny_module(), tiny_module(), TinyImages().load("val").images.float()
-    module.__class__ = Mirrored
+    module, plain, data = tiny_module(), tiny_module(), TinyImages(batch_size=30)
+    module.model.__class__, module.model.corruption = Mirrored, None
+    frames = data.load("val").frames.float()
     draws = torch.Generator()
-    found = module.training_loss(image, generator=draws.manual_seed(0)).total
-    expected = module.loss(image, plain(image.flip(-1), generator=draws.manual_seed(0)))
-    assert torch.allclose(found, expected)
+    found = module.model.training_loss(frames, generator=draws.manual_seed(0)).total
+    start = plain.model.start(frames[:, 0], 2, draws.manual_seed(0))
+    mirrored = list(plain.model.steps(start, frames.flip(-1), frames, 3))
+    assert torch.allclose(found, plain.model.loss(frames, mirrored))
     trainer = tiny_trainer(tmp_path)
-    score = "reconstruction_error"
-    validated = trainer.validate(module, data := TinyImages(batch_size=30), verbose=False)[0][f"val/{score}"]
-    assert validated != trainer.validate(plain, data, verbose=False)[0][f"val/{score}"]
+    for stage in ("validate", "test"):
+        own, others = (getattr(trainer, stage)(each, data, verbose=False)[0] for each in (module, plain))
+        name = next(name for name in own if name.endswith("/reconstruction_error"))
+        assert own[name] != others[name]
+    last = plain.model.start(frames[:, 0], 2, module.generator("val", 0))
+    for _ in range(3):
+        last = plain.model.step(last, frames[:, 0].flip(-1), frames[:, 0])
+    expected = (frames[:, 0] - last.reconstruction).square().mean().item()
+    validated = trainer.validate(module, data, verbose=False)[0]["val/reconstruction_error"]
+    assert validated == pytest.approx(expected, rel=1e-5)
 
 
 def test_nothing_is_logged_where_nothing_is_asked_for(tmp_path):
@@ -157,23 +173,26 @@ def test_scores_are_means_over_all_images(tmp_path):
     module, data = tiny_module(), TinyImages(batch_size=7)  # the last batch is smaller
     data.setup()
     (logged,) = tiny_trainer(tmp_path).test(module, data, verbose=False)
-    images = data.images["test"].__getitems__(range(30))
+    images = data.stages["test"].__getitems__(range(30))
+    groups = images["groups"][:, 0]
     labels, errors, confidences, losses = [], [], [], []
     for index, at in enumerate(range(0, 30, 7)):
-        image = images["image"][at : at + 7]
-        last = module(image, generator=module.generator("test", index))[-1]
+        frames = images["frames"][at : at + 7]
+        image, last = frames[:, 0], module.model(frames, generator=module.generator("test", index))[-1]
         labels.append(last.labels)
         errors.append((image - (last.responsibilities * last.mean).sum(1)).square().flatten(1).mean(1))
-        confidences.append(last.responsibilities.amax(1).flatten()[images["groups"][at : at + 7].flatten() != 0])
-        losses.append(module.loss.of_step(image, last).total * len(image))
-    scores = adjusted_mutual_information(torch.cat(labels), images["groups"], "max")
+        confidences.append(last.responsibilities.amax(1).flatten()[groups[at : at + 7].flatten() != 0])
+        losses.append(module.model.loss.of_step(image, last).total * len(image))
+    scores = adjusted_mutual_information(torch.cat(labels), groups, "max")
     assert logged["test/ami_max"] == pytest.approx(scores.nanmean().item(), abs=1e-6)
     assert logged["test/reconstruction_error"] == pytest.approx(torch.cat(errors).mean().item(), abs=1e-6)
     assert logged["test/confidence"] == pytest.approx(torch.cat(confidences).mean().item(), abs=1e-6)
     assert logged["test/loss"] == pytest.approx(sum(losses).item() / 30, rel=1e-5)
     assert logged["test/unscored_images"] == 0
-    assert len(module.test_scores_by_step) == 3
-    assert module.test_scores_by_step[-1]["ami_max"] == pytest.approx(logged["test/ami_max"], abs=1e-6)
+    found = module.test_scores
+    assert len(found.by_step) == 3 and (found.num_images, found.unscored_images) == (30, 0)
+    assert found.by_step[-1]["ami_max"] == pytest.approx(logged["test/ami_max"], abs=1e-6)
+    assert found.by_step[-1].keys() == found.headings.keys() == SCORES
 
 
 def test_seed_stage_and_step_decide_all_draws():
@@ -194,29 +213,42 @@ def test_seed_stage_and_step_decide_all_draws():
 def test_noise_is_for_training_only():
     module, data = tiny_module(), TinyImages()
     data.setup()
-    batch = data.images["val"].__getitems__(range(8))
-    with_noise, module.corruption = module.corruption, None
+    batch = data.stages["val"].__getitems__(range(8))
+    with_noise, module.model.corruption = module.model.corruption, None
     module.validation_step(batch, 0)
-    clean = module.val_scores.compute()
-    module.val_scores.reset()
-    module.corruption = with_noise
+    clean = module.val_set.compute()
+    loss = module.model.training_loss(batch["frames"], generator=torch.Generator().manual_seed(0)).total
+    module.val_set.reset()
+    module.model.corruption = with_noise
     module.validation_step(batch, 0)
-    assert clean == module.val_scores.compute()
+    assert clean == module.val_set.compute()
+    noisy = module.model.training_loss(batch["frames"], generator=torch.Generator().manual_seed(0)).total
+    assert loss != noisy
 
 
 def test_a_reconstruction_error_that_is_not_a_number_is_not_hidden():
     module, data = tiny_module(), TinyImages()
     data.setup()
-    module.validation_step(data.images["val"].__getitems__(range(8)), 0)
-    module.em.m_step.input_layer.weight.data.fill_(torch.nan)
-    module.validation_step(data.images["val"].__getitems__(range(8)), 1)
-    assert module.val_scores.compute()["reconstruction_error"].isnan()
+    module.validation_step(data.stages["val"].__getitems__(range(8)), 0)
+    module.model.m_step.input_layer.weight.data.fill_(torch.nan)
+    module.validation_step(data.stages["val"].__getitems__(range(8)), 1)
+    found = module.val_set.compute()
+    assert found["reconstruction_error"].isnan() and found["loss"].isnan()
 
 
-@pytest.mark.parametrize("name", ["num_components", "num_steps"])
-def test_bad_k_and_t(name):
-    with pytest.raises(InputError, match=f"{name}=0: must be an integer of at least 1"):
-        tiny_module(**{name: 0})
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_components": 0}, "num_components=0: must be an integer of at least 1"),
+        ({"num_steps": 0}, "num_steps=0: must be an integer of at least 1"),
+        ({"seed": -1}, "seed=-1: must be an integer of at least 0"),
+        ({"decay": "no"}, "decay=no: must be true or false"),
+        ({"scores": {"loss": MeanBestOverlap()}}, "scores.loss: is a number that NeuralEM reports itself"),
+    ],
+)
+def test_bad_settings(arguments, message):
+    with pytest.raises(InputError, match=message):
+        tiny_module(**arguments)
 
 
 def test_an_optimizer_that_does_not_take_its_settings():
@@ -225,69 +257,115 @@ def test_an_optimizer_that_does_not_take_its_settings():
 
 
 def test_images_that_do_not_fit():
-    module, data = tiny_module(), TinyImages()
-    module.check_images(data)
-    data.binary = False
-    with pytest.raises(InputError, match=r"model.em.likelihood: Bernoulli pixels must be 0 or 1.*Gaussian"):
-        module.check_images(data)
-    module.em.likelihood = module.loss.likelihood = Gaussian()
-    with pytest.raises(InputError, match=r"model.corruption: bit flips are for pixels of 0 and 1.*masked_uniform"):
-        module.check_images(data)
-    module.corruption = MaskedUniform(0.1)
-    module.check_images(data)
-    module.loss.likelihood = Bernoulli()
-    data.binary = True
-    with pytest.raises(InputError, match=r"model.loss.likelihood: is Bernoulli, but model.em.likelihood Gaussian"):
-        module.check_images(data)
-    module.loss.likelihood = Gaussian()
-    data.image_shape = (1, 7, 7)
+    model = tiny_model()
+    model.check_images(SHAPE, True)
+    with pytest.raises(InputError, match=r"data: has real values .* takes pixels of 0 and 1.*likelihood.binary=false"):
+        model.check_images(SHAPE, False)
     with pytest.raises(InputError, match=r"images are \(1, 7, 7\) .* this model takes \(1, 6, 5\)"):
-        module.check_images(data)
-    assert SHAPE == (1, 6, 5)
+        model.check_images((1, 7, 7), True)
+    real = NeuralEM(RecurrentMStep(SHAPE, 2), Gaussian(), NeuralEMLoss(Gaussian()), BitFlip(0.1))
+    real.check_images(SHAPE, True)
+    with pytest.raises(InputError, match=r"model.corruption: bit flips are for pixels of 0 and 1.*MaskedUniform"):
+        real.check_images(SHAPE, False)
+    real.corruption = MaskedUniform(0.1)
+    real.check_images(SHAPE, False)
+    with pytest.raises(InputError, match=r"loss.likelihood: is Bernoulli, but likelihood Gaussian; must be the same"):
+        NeuralEM(RecurrentMStep(SHAPE, 2), Gaussian(), NeuralEMLoss(Bernoulli()))
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_what_is_logged_while_training_is_of_the_last_step(fast, monkeypatch):
-    module, image = tiny_module(), TinyImages().load("val").images.float()
-    if not fast:
-        monkeypatch.setattr(module.fast_path, "applies", lambda *_: False)
-    loss = module.training_loss(image, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("data", [TinyImages, TinySequences])
+@pytest.mark.parametrize("fast", ["auto", False])
+def test_what_is_logged_while_training_is_of_the_last_step(data, fast, monkeypatch):
+    module, frames = tiny_module(fast=fast), data().load("val").frames.float()
+    module.model.corruption = None
+    loss = module.model.training_loss(frames, generator=torch.Generator().manual_seed(0))
     logged = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
-    module._log_training(image, loss)
-    trajectory = module(image, generator=torch.Generator().manual_seed(0))
-    last = module.loss.of_step(image, trajectory[-1])
+    module._log_training(frames, loss)
+    trajectory, target = module.model(frames, generator=torch.Generator().manual_seed(0)), frames[:, -1]
+    last = module.model.loss.of_step(target, trajectory[-1])
     expected = {
-        "train/loss": module.loss(image, trajectory),
+        "train/loss": module.model.loss(frames, trajectory),
         "train/loss_intra": last.intra,
         "train/loss_inter": last.inter,
-        "train/reconstruction_error": reconstruction_error(image, trajectory[-1]),
+        "train/log_likelihood": module.model.log_likelihood(target, trajectory[-1].params).mean(),
+        "train/reconstruction_error": (target - trajectory[-1].reconstruction).square().mean(),
     }
-    assert logged.keys() == expected.keys()
+    assert logged.keys() == expected.keys() <= set(module.logged_names)
     for name, value in expected.items():
         assert not logged[name].requires_grad and logged[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
-def test_validation_scores_the_last_step(tmp_path):
-    module, data = tiny_module(), TinyImages(batch_size=30)
+def test_everything_that_is_logged_is_announced(tmp_path):
+    module, trainer = tiny_module(), tiny_trainer(tmp_path)
+    trainer.fit(module, TinyImages())
+    assert {name for name in trainer.callback_metrics if "/" in name} == set(module.logged_names)
+
+
+@pytest.mark.parametrize("data", [TinyImages, TinySequences])
+def test_validation_scores_the_last_step(tmp_path, data):
+    """Once started, however many starts a test has. Of a sequence, against the last frame and its groups."""
+    module, data = tiny_module(num_starts=3), data(batch_size=30)
     found = tiny_trainer(tmp_path).validate(module, data, verbose=False)[0]
     batch = next(iter(data.val_dataloader()))
-    last = module(batch["image"], generator=module.generator("val", 0))[-1]
-    assert found["val/loss"] == pytest.approx(module.loss.of_step(batch["image"], last).total.item(), rel=1e-5)
-    assert found["val/reconstruction_error"] == pytest.approx(
-        reconstruction_error(batch["image"], last).item(), rel=1e-5
-    )
+    last = module.model(batch["frames"], num_starts=1, generator=module.generator("val", 0))[-1]
+    target, groups = batch["frames"][:, -1], batch["groups"][:, -1]
+    expected = {
+        "loss": module.model.loss.of_step(target, last).total,
+        "reconstruction_error": (target - last.reconstruction).square().mean(),
+        "ami_max": adjusted_mutual_information(last.labels, groups).nanmean(),
+    }
+    for name, value in expected.items():
+        assert found[f"val/{name}"] == pytest.approx(value.item(), rel=1e-5), name
 
 
-@pytest.mark.parametrize("first", ["noise", "seeds"])
-def test_a_training_step_reads_nothing_back_from_its_device(first):
+@pytest.mark.parametrize("init", ["noise", "bright_regions"])
+def test_a_training_step_reads_nothing_back_from_its_device(init):
     """So a GPU never waits for the program. On PyTorch's meta device every such read is an error."""
-    module = tiny_module().to("meta")
-    module.em.first = first
-    image = torch.empty(4, *module.em.m_step.image_shape, device="meta")
+    module = tiny_module(init=init).to("meta")
+    frames = torch.empty(4, 1, *SHAPE, device="meta")
     optimizer = module.optimizer(module.parameters())
-    loss = module.training_loss(image, module.corruption(image))
+    loss = module.model.training_loss(frames)
     loss.total.backward()
     optimizer.step()
     with pytest.raises(RuntimeError, match="meta"):
         loss.total.item()
+
+
+def test_each_generator_is_a_new_one():
+    """Two that are drawn from in turns do not disturb each other."""
+    module = tiny_module()
+    one, same = module.generator("val", 0), module.generator("val", 0)
+    assert one is not same
+    first = [torch.rand(2, generator=one), torch.rand(2, generator=same), torch.rand(2, generator=one)]
+    assert torch.equal(first[0], first[1])
+    assert torch.equal(first[2], torch.rand(2, generator=same))
+
+
+def test_there_are_no_scores_before_a_test(tmp_path):
+    module = tiny_module()
+    assert module.test_scores is None
+    tiny_trainer(tmp_path).fit(module, TinyImages())
+    assert module.test_scores is None
+
+
+class Halves(GroupingModel):
+    """Left and right, without weights and without means."""
+
+    def unroll(self, frames, num_components, num_steps, num_starts, generator):
+        batch, _, _, height, width = frames.shape
+        gamma = frames.new_zeros(batch, 2, 1, height, width)
+        gamma[:, 0, :, :, : width // 2], gamma[:, 1, :, :, width // 2 :] = 1, 1
+        yield from [Grouping(gamma)] * num_steps
+
+    def training_loss(self, frames, *, epoch=0, generator=None):
+        raise NotImplementedError
+
+
+def test_a_model_without_weights_and_means_can_be_tested(tmp_path):
+    module, data = GroupingModule(Halves(SHAPE, True, 2), {"best_overlap": MeanBestOverlap()}), TinyImages()
+    assert not module.has_weights and module.configure_optimizers() is None and tiny_module().has_weights
+    (logged,) = tiny_trainer(tmp_path).test(module, data, verbose=False)
+    assert logged.keys() == {"test/best_overlap", "test/unscored_images"}
+    assert module.test_scores.by_step == [{"best_overlap": pytest.approx(logged["test/best_overlap"])}]
+    assert module.test_scores.headings == {"best_overlap": MeanBestOverlap.heading}

@@ -1,0 +1,85 @@
+"""How much of a training step's speed is left beside another process.
+
+A CPU build of PyTorch for Linux comes with GNU OpenMP, whose threads spin while they wait for each other. Where another
+process takes a core, they spin for one that cannot run. ``GOMP_SPINCOUNT``, so many turns before a thread sleeps
+instead, is read as PyTorch is imported: hence a process for each setting.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch  # before ours, which might set what it reads
+
+from benchmarks import steps
+from benchmarks.steps import Case
+
+ROOT = Path(__file__).parent.parent
+SETTING = {"GOMP_SPINCOUNT": "1000"}
+OF_USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
+
+
+def beside_a_busy_process(
+    case: Case, rounds: int, seconds: float, setting: Mapping[str, str] = SETTING
+) -> dict[str, dict[str, float]]:
+    """Examples a second of our training step, ``alone`` and beside a ``busy`` process that never rests, as PyTorch
+    comes (``default``) and with the setting (``set``): medians over rounds, each of so many seconds for each, in
+    turns."""
+    found = {name: {"alone": [], "busy": []} for name in ("default", "set")}
+    command = [sys.executable, "-m", "benchmarks.threads", json.dumps(asdict(case)), str(torch.get_num_threads())]
+    plain = {name: value for name, value in os.environ.items() if name not in OF_USERS}
+    with ExitStack() as stack:
+        ours = {
+            name: stack.enter_context(_running(command, environment))
+            for name, environment in {"default": plain, "set": {**plain, **setting}}.items()
+        }
+        for process in ours.values():
+            process.stdout.readline()  # it is ready
+        for _ in range(rounds):
+            for name, process in ours.items():
+                found[name]["alone"].append(_per_second(process, seconds))
+                with _running([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], plain) as busy:
+                    busy.stdout.readline()
+                    found[name]["busy"].append(_per_second(process, seconds))
+    return {name: {where: statistics.median(times) for where, times in of.items()} for name, of in found.items()}
+
+
+@contextmanager
+def _running(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _per_second(process: subprocess.Popen, seconds: float) -> float:
+    print(seconds, file=process.stdin, flush=True)
+    return float(process.stdout.readline())
+
+
+def _answer(case: Case, threads: int) -> None:
+    """Trains for as many seconds as each line says that comes in, and writes examples a second."""
+    torch.set_num_threads(threads)
+    step = steps.functions(case, torch.device("cpu"), training=True, compiled=False)["ours"]
+    for _ in range(3):
+        step()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - start < float(line):
+            step()
+            count += 1
+        print(case.batch * count / (time.perf_counter() - start), flush=True)
+
+
+if __name__ == "__main__":
+    _answer(Case(**json.loads(sys.argv[1])), int(sys.argv[2]))

@@ -1,0 +1,100 @@
+"""Frames: step t sees frame t and explains frame t + 1; a still image is a sequence that stands still."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_em import sequences, small_model
+
+from nem_lightning.errors import InputError
+from nem_lightning.models.em import Iterate
+from nem_lightning.models.grouping import frame_pair, groups_of_step
+from nem_lightning.models.losses import NeuralEMLoss
+
+both_kinds = pytest.mark.parametrize("binary", [True, False])
+T = 3
+
+
+def model(binary: bool, **arguments):
+    torch.manual_seed(0)
+    em = small_model("recurrent", binary, num_steps=T, **arguments)
+    em.loss = NeuralEMLoss(em.likelihood, step_weights=[1, 2, 4])
+    return em
+
+
+def draws() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+def assert_equal(one: Iterate, other: Iterate) -> None:
+    for field in dataclasses.fields(Iterate):
+        assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+
+
+@both_kinds
+def test_step_t_sees_frame_t_and_explains_frame_t_plus_1(binary):
+    em, frames = model(binary), sequences(2, T + 1, binary)
+    iterate, total = em.start(frames[:, 0], 3, draws()), 0.0
+    for t, grouping in enumerate(em.groupings(frames, generator=draws()), start=1):
+        residual = iterate.responsibilities * (frames[:, t - 1].unsqueeze(1) - iterate.mean)
+        state, params = em.m_step(residual, iterate.state)
+        gamma = em.e_step(frames[:, t], params)
+        iterate = Iterate(state=state, params=params, mean=em.likelihood.mean(params), responsibilities=gamma)
+        assert_equal(iterate, grouping)
+        total = total + (1, 2, 4)[t - 1] * em.loss.of_step(frames[:, t], iterate).total
+    loss = em.training_loss(frames, generator=draws())
+    assert torch.allclose(loss.total, total)
+    assert_equal(loss.last(), iterate)
+
+
+@both_kinds
+def test_a_still_image_is_the_same_frame_again_and_again(binary):
+    em, stills = model(binary, num_starts=2), sequences(2, 1, binary)
+    em.fast = False
+    found = []
+    for frames in (stills, stills.expand(-1, T + 1, -1, -1, -1), stills.expand(-1, T + 4, -1, -1, -1)):
+        em.zero_grad()
+        loss = em.training_loss(frames, generator=draws()).total
+        loss.backward()
+        gradients = [parameter.grad.clone() for parameter in em.parameters()]
+        found.append((em(frames, generator=draws()), loss, gradients))
+    trajectory, loss, gradients = found[0]
+    for other_trajectory, other_loss, other_gradients in found[1:]:
+        for one, other in zip(trajectory, other_trajectory, strict=True):
+            assert_equal(one, other)
+        assert torch.equal(loss, other_loss) and all(map(torch.equal, gradients, other_gradients))
+
+
+@pytest.mark.parametrize("num_frames", [2, T])
+def test_too_few_frames_are_refused_in_one_line(num_frames):
+    em, frames = model(True), sequences(2, num_frames, True)
+    message = rf"^frames: {num_frames} a sequence; must be 1 \(still images\) or at least 4 for num_steps=3$"
+    for call in (em.groupings, em, em.training_loss):
+        with pytest.raises(InputError, match=message):
+            call(frames)
+    assert len(em(frames, num_steps=num_frames - 1)) == num_frames - 1
+
+
+@pytest.mark.parametrize("num_frames", [1, T + 1])
+def test_noise_reaches_only_what_the_m_step_sees(num_frames):
+    """Not the first responsibilities, the E-step, or the loss. It is drawn for each frame, before the start."""
+    em, frames = model(True, init="bright_regions"), sequences(2, num_frames, True)
+    em.corruption = lambda image, generator: (image - 1).abs() * torch.rand((), generator=generator).double()
+    generator = draws()
+    share = torch.rand((), generator=generator).double()
+    noisy = (1 - frames) * share
+    iterate, expected = em.start(frames[:, 0], 3, generator), 0.0
+    for t in range(1, T + 1):
+        target = frame_pair(frames, t)[1]
+        iterate = em.step(iterate, frame_pair(noisy, t)[0], target)
+        expected = expected + (1, 2, 4)[t - 1] * em.loss.of_step(target, iterate).total
+    loss = em.training_loss(frames, generator=draws())
+    assert torch.allclose(loss.total, expected) and torch.allclose(loss.last().mean, iterate.mean)
+    em.corruption = None
+    assert not torch.allclose(em.training_loss(frames, generator=draws()).total, expected)
+
+
+def test_groups_of_a_step_are_those_of_the_frame_that_it_explains():
+    groups = torch.arange(2 * 4).view(2, 4, 1, 1).expand(2, 4, 3, 3)
+    assert [groups_of_step(groups, t)[:, 0, 0].tolist() for t in (1, 2, 3)] == [[1, 5], [2, 6], [3, 7]]
+    assert [groups_of_step(groups[:, :1], t)[:, 0, 0].tolist() for t in (1, 3)] == [[0, 4], [0, 4]]

@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from benchmarks import timing
 from benchmarks.steps import Case, our_module
-from nem_lightning.datamodules.base import ImagesDataModule, TensorImages
+from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
 from nem_lightning.datamodules.shapes import ShapesDataModule, generate
 from nem_lightning.scores.mutual_information import adjusted_mutual_information
 from nem_lightning.training.callbacks import StopOnNonFiniteLoss
@@ -43,14 +43,14 @@ class LeaveAtScore(pl.Callback):
 
 
 def start_up(device: torch.device, rounds: int, score: bool) -> dict[str, float]:
-    """Seconds that ``python train.py`` needs to print its help, to its first training step, and by our recipe to a
+    """Seconds that ``python train.py`` needs to print its help, to its first training step, and by default to a
     validation AMI of ``SCORE``, looked at each quarter of an epoch (only if ``score``; NaN where it never gets
     there); data is there."""
     leave = f"+callbacks.leave._target_={__name__}"
     commands = {
         "help": ["--help"],
         "first step": [f"{leave}.LeaveAfterFirstStep"],
-        "score": ["experiment=recipe_shapes", "+trainer.val_check_interval=0.25", f"{leave}.LeaveAtScore"],
+        "score": ["+trainer.val_check_interval=0.25", f"{leave}.LeaveAtScore"],
     }
     times = {name: [] for name in commands if score or name != "score"}
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def _train(folder: str, *arguments: str) -> str:
     return subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
 
 
-class Shapes(ImagesDataModule):
+class Shapes(FramesDataModule):
     """Shapes in memory only, as many as asked for."""
 
     binary = True
@@ -84,9 +84,9 @@ class Shapes(ImagesDataModule):
         self.image_shape = (1, case.size, case.size)
         self.count = count
 
-    def load(self, stage: str) -> TensorImages:
+    def load(self, stage: str) -> TensorFrames:
         images, groups = generate(self.count, self.image_shape[1], 3, np.random.default_rng(0))
-        return TensorImages(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(groups))
+        return TensorFrames(torch.from_numpy(images)[:, None, None], torch.from_numpy(groups)[:, None])
 
 
 class StepTimes(pl.Callback):
@@ -136,8 +136,7 @@ def _bare_loop(module, data: Shapes, device: torch.device) -> list[float]:
     data.trainer = None
     times, last = [], None
     for batch in data.train_dataloader():
-        image = batch["image"].to(device)
-        loss = module.training_loss(image, module.corruption(image, noise), noise).total
+        loss = module.model.training_loss(batch["frames"].to(device), generator=noise).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -139,7 +139,7 @@ def show(result: dict, console: Console) -> None:
     )
     if "score" in start:
         console.print(
-            f"train.py experiment=recipe_shapes: validation AMI {around.SCORE} after {start['score']:.1f} s",
+            f"train.py: validation AMI {around.SCORE} after {start['score']:.1f} s",
             highlight=False,
         )
 

@@ -13,6 +13,9 @@ from hydra.utils import instantiate
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from benchmarks import plain, timing
+from nem_lightning.runs import command_line  # noqa: F401 (what the configs may call)
+from nem_lightning.training import checkpoints
+from nem_lightning.training.module import GroupingModule
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -28,19 +31,24 @@ class Case:
     size: int = 28
 
 
-def our_module(case: Case) -> torch.nn.Module:
-    """As ``train.py`` builds it."""
+def our_module(case: Case) -> GroupingModule:
+    """As ``train.py`` builds it, but doing what the plain loop does: one start from noise, gradients through gamma."""
     overrides = [f"model={case.model}", f"data.size={case.size}"]
+    overrides += ["model.init=noise", "model.num_starts=1", "model.differentiate_responsibilities=true"]
+    overrides += ["model.corruption.prob=0.1"]
     overrides += [f"model.num_components={case.components}", f"model.num_steps={case.steps}"]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return instantiate(compose("train", overrides=overrides).model)
+        config = compose("train", overrides=overrides)
+    config.pixels = {"shape": [1, case.size, case.size], "binary": True}
+    return checkpoints.build(config.model, config.module, instantiate(config.scores), instantiate(config.optimizer))
 
 
-def _compiled(module: torch.nn.Module) -> torch.nn.Module:
+def _compiled(module: GroupingModule) -> GroupingModule:
     """One step and its loss are compiled, not the whole unroll, which would recompile for each T."""
-    module.em.step = torch.compile(module.em.step)
-    module.loss.of_step = torch.compile(module.loss.of_step)
+    model = module.model
+    model.step = torch.compile(model.step)
+    model.loss.of_step = torch.compile(model.loss.of_step)
     return module
 
 
@@ -54,15 +62,15 @@ def _training_step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Te
     return step
 
 
-def _images(case: Case, device: torch.device) -> torch.Tensor:
-    return (torch.rand(case.batch, 1, case.size, case.size, device=device) < 0.3).float()
+def _frames(case: Case, device: torch.device) -> torch.Tensor:
+    return (torch.rand(case.batch, 1, 1, case.size, case.size, device=device) < 0.3).float()
 
 
-def _our_training_step(module: torch.nn.Module, image: torch.Tensor) -> Callable[[], None]:
-    noise = torch.Generator(image.device).manual_seed(0)
+def _our_training_step(module: GroupingModule, frames: torch.Tensor) -> Callable[[], None]:
+    noise = torch.Generator(frames.device).manual_seed(0)
 
     def loss() -> torch.Tensor:
-        return module.training_loss(image, module.corruption(image, noise), noise).total
+        return module.model.training_loss(frames, generator=noise).total
 
     return _training_step(module.optimizer(module.parameters()), loss)
 
@@ -71,13 +79,13 @@ def functions(case: Case, device: torch.device, training: bool, compiled: bool) 
     """What to time, by name; each call handles a batch. ``products`` is the floor: one weight-gradient product
     for all steps."""
     torch.manual_seed(0)
-    image = _images(case, device)
-    flat = image.flatten(2)
+    frames = _frames(case, device)
+    flat = frames.flatten(2)
     rows, pixels = case.batch * case.components, case.size**2
     found: dict[str, Callable[[], object]] = {}
     for suffix in ["", " compiled"] if compiled else [""]:
         module = our_module(case).to(device)
-        units = module.em.m_step.state_size
+        units = module.model.m_step.state_size
         reference = plain.MODELS[case.model](pixels, units).to(device)
         step = torch.compile(plain.em_step) if suffix else plain.em_step
         module = _compiled(module) if suffix else module
@@ -87,16 +95,16 @@ def functions(case: Case, device: torch.device, training: bool, compiled: bool) 
             return plain.run(reference, flat, (flat - flips).abs(), case.components, case.steps, step)
 
         if training:
-            found[f"ours{suffix}"] = _our_training_step(module, image)
+            found[f"ours{suffix}"] = _our_training_step(module, frames)
             adam = torch.optim.Adam(reference.parameters(), lr=1e-3)
             found[f"plain loop{suffix}"] = _training_step(adam, theirs)
         else:
-            found[f"ours{suffix}"] = functools.partial(_without_gradients, lambda module=module: module(image))
+            found[f"ours{suffix}"] = functools.partial(_without_gradients, lambda module=module: module(frames))
             found[f"plain loop{suffix}"] = functools.partial(_without_gradients, theirs)
     if training:
         detached = our_module(case).to(device)
-        detached.em.differentiate_responsibilities = False
-        found["ours, gamma detached"] = _our_training_step(detached, image)
+        detached.model.differentiate_responsibilities = False
+        found["ours, gamma detached"] = _our_training_step(detached, frames)
     products = plain.Products(case.model, rows, pixels, units, case.steps, device)
     if training:
         found["products"] = lambda: (products.forward(), products.backward(at_once=True))
@@ -126,7 +134,7 @@ def peak_memory(case: Case, device: torch.device, threads: int) -> float:
 
 def _peak_memory(case: Case, device: torch.device, threads: int) -> float:
     torch.set_num_threads(threads)
-    step = _our_training_step(our_module(case).to(device), _images(case, device))
+    step = _our_training_step(our_module(case).to(device), _frames(case, device))
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

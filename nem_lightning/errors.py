@@ -1,5 +1,7 @@
 """What a user can put right, and a run that cannot go on: exceptions whose message is one line."""
 
+import numbers
+
 
 class InputError(ValueError):
     """A setting or a file that cannot be used.
@@ -35,7 +37,7 @@ def require_positive(name: str, value: object) -> None:
 
 def require_count(name: str, value: object, minimum: int = 1) -> None:
     """Raise :class:`InputError` unless ``value`` is an integer of at least ``minimum``."""
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     require(is_integer and value >= minimum, f"{name}={value}: must be an integer of at least {minimum}")
 
 
@@ -45,4 +47,4 @@ def require_flag(name: str, value: object) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

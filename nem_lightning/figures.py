@@ -1,6 +1,6 @@
 """Groupings as pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from nem_lightning.datamodules.base import Batch, frames_of, groups_of
 from nem_lightning.models.grouping import Grouping, GroupingModel, frame_pair, groups_of_step
 from nem_lightning.models.m_steps import evaluating
 
@@ -177,19 +178,17 @@ class Pictures(NamedTuple):
     """Several images after the last step."""
 
 
-def save(
-    model: GroupingModel, batch: Mapping[str, Tensor], generator: torch.Generator, folder: Path, name: str
-) -> Pictures:
+def save(model: GroupingModel, batch: Batch, generator: torch.Generator, folder: Path, name: str) -> Pictures:
     """Draw what a model finds in the first images of a batch: ``groupings.png`` and ``gallery.png``.
 
     Args:
         model: the model.
-        batch: ``frames`` (B, F, C, H, W) and ``groups`` (B, F, H, W).
+        batch: ``frames`` (B, F, C, H, W) and, if they are known, ``groups`` (B, F, H, W).
         generator: draws the model's random numbers, on the model's device.
         folder: where the pictures go.
         name: of the images, for the titles.
     """
-    frames, groups = (batch[key][:12].to(generator.device) for key in ("frames", "groups"))
+    frames, groups = (part[:12].to(generator.device) for part in (frames_of(batch), groups_of(batch)))
     weight = next(model.parameters(), None)
     frames = frames if weight is None else frames.to(weight.dtype)
     with torch.no_grad(), evaluating(model):

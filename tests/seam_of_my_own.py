@@ -1,5 +1,7 @@
 """A model, data and a score as a user's own, for tests."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from nem_lightning.scores.base import Score
 class NearestPixels(GroupingModel):
     """k-means on where bright pixels are; nothing is learned."""
 
-    headings = {"spread": Heading("spread", ".1f")}
+    headings: ClassVar = {"spread": Heading("spread", ".1f")}
 
     def unroll(self, frames, num_components, num_steps, num_starts, generator):
         height, width = self.image_shape[1:]

@@ -129,7 +129,7 @@ def test_the_best_known_settings_are_the_defaults(tmp_path, data_dir):
         assert type(em.m_step) is m_step and (em.init, em.num_starts) == ("bright_regions", 16)
         assert not em.differentiate_responsibilities and em.corruption.prob == noise
         assert em.loss.step_weights == "all" and config.optimizer.lr == 2e-2 and config.module.decay
-        assert config.trainer.max_epochs == 2 and getattr(em.m_step, "norm", None) is not None or name == "nem"
+        assert (config.trainer.max_epochs == 2 and getattr(em.m_step, "norm", None) is not None) or name == "nem"
 
 
 @pytest.mark.parametrize("logger", files("logger"))
@@ -177,9 +177,7 @@ def test_the_image_shape_follows_the_data(tmp_path, data_dir):
 
 def test_natural_images_are_scored_by_overlap_too(tmp_path, data_dir):
     for script in ("train", "evaluate"):
-        shapes, voc = (
-            composed(script, [f"data={data}"], tmp_path, data_dir).scores for data in ("shapes", "voc")
-        )
+        shapes, voc = (composed(script, [f"data={data}"], tmp_path, data_dir).scores for data in ("shapes", "voc"))
         assert set(shapes) == {"ami_max", "ami_arithmetic", "ari", "reconstruction_error", "confidence"}
         assert set(voc) == {*shapes, "mean_best_overlap"}
 

@@ -4,16 +4,17 @@ Shapes: N images or sequences, B of them in a batch, F frames, C channels, H by 
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loops.progress import _ProcessedTracker
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from nem_lightning.errors import require, require_count
+from nem_lightning.errors import InputError, require, require_count
 
 STAGES = ("train", "val", "test")
 Batch = dict[str, Tensor]
@@ -52,6 +53,46 @@ class TensorFrames(Dataset[Batch]):
         """Give a batch. A DataLoader calls this."""
         chosen = torch.as_tensor(indices)
         return {"frames": self.frames[chosen].float() / self.scale, "groups": self.groups[chosen].long()}
+
+
+def frames_of(batch: Batch) -> Tensor:
+    """Give the frames of a batch, (B, F, C, H, W).
+
+    Raises:
+        InputError: the batch has none.
+    """
+    if not isinstance(batch, Mapping) or "frames" not in batch:
+        raise InputError("data: a batch must be a dictionary with frames (B, F, C, H, W)")
+    return batch["frames"]
+
+
+def groups_of(batch: Batch) -> Tensor:
+    """Give the true groups of a batch, (B, F, H, W); all 0, which no score counts, if the batch has none."""
+    if "groups" in batch:
+        return batch["groups"]
+    frames = frames_of(batch)
+    return frames.new_zeros(*frames.shape[:2], *frames.shape[3:], dtype=torch.long)
+
+
+def whole_groups(groups: np.ndarray, name: str) -> np.ndarray:
+    """Give groups that were read from a file in the smallest integer type that holds them: uint8 or int16.
+
+    Args:
+        groups: any shape, numbers: objects are 1, 2, ..., 0 is not scored, and -1 is void.
+        name: of the file, for errors.
+
+    Raises:
+        InputError: values that are not integers from -1 to 32,767.
+    """
+    limits = np.iinfo(np.int16)
+    fits = bool(np.isfinite(groups).all() and (groups >= -1).all() and (groups <= limits.max).all())
+    require(
+        fits and bool((groups == np.floor(groups)).all()),
+        f"{name} has groups other than integers from -1 (void) to {limits.max}; objects are 1, 2, ..., and 0 is not "
+        "scored",
+    )
+    small = groups.size == 0 or (groups.min() >= 0 and groups.max() <= np.iinfo(np.uint8).max)
+    return groups.astype(np.uint8 if small else np.int16)
 
 
 class ResumableLoader(DataLoader[Batch]):

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import torch
 
-from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
+from nem_lightning.datamodules.base import FramesDataModule, TensorFrames, whole_groups
 from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
 
@@ -54,9 +54,9 @@ def generate(count: int, size: int, num_objects: int, rng: np.random.Generator) 
 
 
 def stills(images: np.ndarray, groups: np.ndarray) -> TensorFrames:
-    """Give binary images (N, H, W) and their groups (N, H, W) as frames of uint8, F = 1 and C = 1."""
+    """Give binary images (N, H, W) and their groups (N, H, W), integers, as frames with F = 1 and C = 1."""
     frames = torch.from_numpy(images.astype(np.uint8))[:, None, None]
-    return TensorFrames(frames, torch.from_numpy(groups.astype(np.uint8))[:, None])
+    return TensorFrames(frames, torch.from_numpy(groups)[:, None])
 
 
 class ShapesDataModule(FramesDataModule):
@@ -103,7 +103,7 @@ class ShapesDataModule(FramesDataModule):
         self.num_objects = num_objects
         self.generation_seed = generation_seed
         self.splits = {"train": train_on, "val": "validation", "test": "test"}
-        self.path = self._path(Path(data_dir))
+        self.path = self._path(Path(data_dir).expanduser())
 
     def _path(self, data_dir: Path) -> Path:
         size = self.image_shape[1]
@@ -155,7 +155,7 @@ class ShapesDataModule(FramesDataModule):
             bool(np.isin(images, (0, 1)).all()),
             f"{self.path}: {split!r} has pixels other than 0 and 1; Bernoulli models need binary images",
         )
-        return stills(images, labels)
+        return stills(images, whole_groups(labels, f"{self.path}: {split!r}"))
 
     def _array(self, file: h5py.File, split: str, key: str) -> h5py.Dataset:
         array = file.get(f"{split}/{key}")

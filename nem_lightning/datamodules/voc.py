@@ -66,9 +66,9 @@ class VOCDataModule(FramesDataModule):
         require_count("size", size)
         require_flag("download", download)
         self.image_shape = (3, size, size)
-        self.devkit = Path(devkit)
+        self.devkit = Path(devkit).expanduser()
         self.root = self.devkit / "VOC2012"
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir = Path(cache_dir).expanduser()
         self.download = download
         self._found: dict[str, list[str]] = {}
 
@@ -165,7 +165,10 @@ class VOCDataModule(FramesDataModule):
             f"{path}: is {mask.size[0]}x{mask.size[1]}, its image {size[0]}x{size[1]}; both must have one size",
         )
         resized = np.array(mask.resize(self.image_shape[1:], Image.Resampling.NEAREST))
-        require(resized.ndim == 2, f"{path}: has channels; masks must be palette images")
+        require(
+            resized.ndim == 2 and resized.dtype == np.uint8,
+            f"{path}: is {resized.dtype} with {resized.ndim} dimensions; masks must be palette or grey, of 8 bits",
+        )
         return resized
 
     def masks(self, stage: str, kind: str) -> Tensor:
@@ -202,6 +205,13 @@ class VOCDataModule(FramesDataModule):
                 images, groups = torch.from_numpy(file["images"]), torch.from_numpy(file["groups"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: cannot be read ({error}); delete it to resize the images anew") from error
+        size, count = self.image_shape[1], len(self._names(split))
+        require(
+            images.dtype == groups.dtype == torch.uint8
+            and images.shape == (count, 3, size, size)
+            and groups.shape == (count, size, size),
+            f"{path}: is not what was cached; delete it to resize the images anew",
+        )
         chosen = _chosen(stage, len(images))
         return TensorFrames(images[chosen, None], _with_void(groups[chosen])[:, None], scale=255)
 

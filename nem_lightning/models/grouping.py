@@ -219,6 +219,11 @@ class GroupingModel(nn.Module, abc.ABC):
             len(shape) == 5 and shape[2:] == self.image_shape,
             f"frames have shape {shape}: must be (batch, frames, *{self.image_shape})",
         )
+        weight = next(self.parameters(), frames)
+        require(
+            frames.is_floating_point() and frames.device == weight.device,
+            f"frames are {frames.dtype} on {frames.device}: must be floating-point, on {weight.device} as the model",
+        )
         require(
             shape[1] == 1 or shape[1] > num_steps,
             f"frames: {shape[1]} a sequence; must be 1 (still images) or at least {num_steps + 1} for "

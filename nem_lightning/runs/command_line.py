@@ -4,6 +4,7 @@ Importing this module imports neither PyTorch nor Lightning, which take seconds:
 """
 
 import contextlib
+import io
 import logging
 import math
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
@@ -30,6 +31,10 @@ from nem_lightning.headings import Heading
 if TYPE_CHECKING:
     from nem_lightning.figures import Pictures
     from nem_lightning.training.module import GroupingModule
+
+for stream in (sys.stdout, sys.stderr):  # nothing printed may end a run in a terminal that lacks a character
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
 
 # Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
@@ -80,7 +85,10 @@ class CheckRunFolder(Callback):
 
     def _check(self, config: DictConfig, mode: str) -> None:
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in the folder's name
-        folder = Path(config.hydra[mode].dir)
+        folder = Path(config.hydra[mode].dir).expanduser()  # a shell expands ~ only at the start of a word
+        if str(folder) != config.hydra[mode].dir:
+            with read_write(config.hydra):
+                config.hydra[mode].dir = str(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -19,8 +19,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from nem_lightning import figures
+from nem_lightning.datamodules.base import frames_of, groups_of
 from nem_lightning.errors import InputError, NonFiniteLoss, require
 from nem_lightning.files import atomic_file
+from nem_lightning.runs.hints import override
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
 
@@ -177,7 +179,7 @@ class CheckpointOnInterrupt(pl.Callback):
             folder = Path(trainer.default_root_dir)
             rank_zero_info(
                 f"Interrupted at step {trainer.global_step}, saved {self.path}. To go on: the same command and "
-                f"hydra.run.dir={folder} (of a sweep, hydra.sweep.dir={folder.parent})"
+                f"{override('hydra.run.dir', folder)} (of a sweep, {override('hydra.sweep.dir', folder.parent)})"
             )
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
@@ -233,7 +235,7 @@ class LogGroupings(pl.Callback):
         if not loggers or not trainer.is_global_zero or trainer.sanity_checking:
             return
         assert isinstance(pl_module, GroupingModule)
-        frames, groups = self._batch["frames"], self._batch["groups"]
+        frames, groups = frames_of(self._batch), groups_of(self._batch)
         with torch.no_grad():
             trajectory = pl_module(frames, generator=pl_module.generator("val", 0))
         pictures = [figures.groupings(frames, groups, trajectory, index) for index in range(len(frames))]
@@ -258,7 +260,8 @@ class LogScoresByStep(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 with _surviving(logger):
-                    logger.experiment.define_metric("by_step/*", step_metric="by_step/step")
+                    for name in pl_module.test_scores.headings:  # by exact names: Lightning defines all others by "*"
+                        logger.experiment.define_metric(f"by_step/{name}", step_metric="by_step/step")
                     for step, scores in enumerate(pl_module.test_scores.by_step, start=1):
                         row = {f"by_step/{name}": score for name, score in scores.items()}
                         logger.experiment.log({"by_step/step": step, **row})

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -96,8 +97,9 @@ class WandbLogger(LightningWandbLogger):
         if run.disabled:
             return "disabled"
         if run.offline:
-            parts = Path(run.dir).parents[1] / f"offline-run-*-{run.id}"  # W&B sends them in order
-            return f"offline; upload with: wandb sync {parts if self._goes_on else os.path.dirname(run.dir)}"
+            folder = Path(run.dir).parent
+            parts = f"{shlex.quote(str(folder.parent))}/offline-run-*-{run.id}"  # W&B sends them in order
+            return f"offline; upload with: wandb sync {parts if self._goes_on else shlex.quote(str(folder))}"
         return run.url
 
     def finish(self, error: BaseException | None = None) -> None:

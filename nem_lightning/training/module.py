@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from nem_lightning.datamodules.base import Batch
+from nem_lightning.datamodules.base import Batch, frames_of, groups_of
 from nem_lightning.errors import InputError, require_count, require_flag
 from nem_lightning.models.grouping import Grouping, GroupingModel, TrainingLoss, frame_pair, groups_of_step
 from nem_lightning.scores.base import Score
@@ -137,11 +137,12 @@ class GroupingModule(pl.LightningModule):
 
     @_eagerly
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        frames = self._frames(batch)
         generator = self.generator("train", self.current_epoch, batch_idx)
-        loss = self.model.training_loss(batch["frames"], epoch=self.current_epoch, generator=generator)
+        loss = self.model.training_loss(frames, epoch=self.current_epoch, generator=generator)
         every = self.trainer.log_every_n_steps  # 0: never  # pyright: ignore[reportAttributeAccessIssue]
         if every and (self.global_step + 1) % every == 0:  # the others' would not be written
-            self._log_training(batch["frames"], loss)
+            self._log_training(frames, loss)
         return loss.total
 
     @torch.no_grad()
@@ -159,12 +160,18 @@ class GroupingModule(pl.LightningModule):
     @_eagerly
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         generator = self.generator("val", batch_idx)
-        groupings = self.model.groupings(batch["frames"], num_starts=1, generator=generator)
+        groupings = self.model.groupings(self._frames(batch), num_starts=1, generator=generator)
         self._score(self.val_set, batch, self.model.num_steps, deque(groupings, maxlen=1).pop())
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.val_set.compute().items():
             self.log(f"val/{name}", value.float(), prog_bar=name == "ami_max", sync_dist=True)
+
+    @_eagerly
+    def predict_step(self, batch: Batch, batch_idx: int) -> Grouping:
+        """Give the grouping of a batch after the last step."""
+        groupings = self.model.groupings(self._frames(batch), generator=self.generator("test", batch_idx))
+        return deque(groupings, maxlen=1).pop()
 
     def on_test_epoch_start(self) -> None:
         for scores in self._test_sets:
@@ -172,7 +179,7 @@ class GroupingModule(pl.LightningModule):
 
     @_eagerly
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        groupings = self.model.groupings(batch["frames"], generator=self.generator("test", batch_idx))
+        groupings = self.model.groupings(self._frames(batch), generator=self.generator("test", batch_idx))
         for step, (scores, grouping) in enumerate(zip(self._test_sets, groupings, strict=True), start=1):
             self._score(scores, batch, step, grouping)
 
@@ -189,5 +196,11 @@ class GroupingModule(pl.LightningModule):
         self.log("test/unscored_images", unscored.float())
 
     def _score(self, scores: ScoreSet, batch: Batch, step: int, grouping: Grouping) -> None:
-        target = frame_pair(batch["frames"], step)[1]
-        scores.update(self.model, target, groups_of_step(batch["groups"], step), grouping)
+        target = frame_pair(self._frames(batch), step)[1]
+        scores.update(self.model, target, groups_of_step(groups_of(batch), step), grouping)
+
+    def _frames(self, batch: Batch) -> Tensor:
+        """Give the frames of a batch in the precision of the weights."""
+        frames = frames_of(batch)
+        by_itself = torch.is_autocast_enabled(frames.device.type) or not frames.is_floating_point()
+        return frames if by_itself else frames.to(self.dtype)

@@ -41,7 +41,7 @@ def test_images_groups_and_splits(devkit):
     assert set(groups.unique().tolist()) == {-1, 0, 7}  # the class mask; void (255) is -1
     assert (groups[:3, :5] == 7).all() and (groups[4:] == 0).all()
     with_instances = images["test"].groups[0, 0]  # the one image with an instance mask
-    assert set(with_instances.unique().tolist()) == {0, 2, 7}
+    assert set(with_instances.unique().tolist()) == {-1, 0, 2, 7}
 
 
 def test_void_is_a_group_that_is_not_scored(devkit):

@@ -292,7 +292,10 @@ def test_bad_image_shape_and_smoothing():
         ({"detached_epochs": -1}, "detached_epochs=-1: must be an integer of at least 0"),
         ({"initial_mean": "black"}, "initial_mean=black: must be a number"),
         ({"fast": "yes"}, "fast=yes: must be auto, true or false"),
-        ({"loss": NeuralEMLoss(Gaussian())}, "loss.likelihood: is Gaussian, but likelihood Bernoulli; must be the same"),
+        (
+            {"loss": NeuralEMLoss(Gaussian())},
+            "loss.likelihood: is Gaussian, but likelihood Bernoulli; must be the same",
+        ),
         (
             {"loss": NeuralEMLoss(Bernoulli(), step_weights=[1, 2])},
             "loss.step_weights: has 2 weights, must have one for each of the 10 steps",

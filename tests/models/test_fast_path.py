@@ -131,9 +131,7 @@ def test_it_is_the_loop(
 def test_it_is_the_loop_at_its_real_size_in_single_precision(differentiate, m_step):
     torch.manual_seed(0)
     loss = NeuralEMLoss(Bernoulli(), step_weights="all")
-    em = NeuralEM(
-        M_STEPS[m_step]((1, 28, 28), 250), Bernoulli(), loss, differentiate_responsibilities=differentiate
-    )
+    em = NeuralEM(M_STEPS[m_step]((1, 28, 28), 250), Bernoulli(), loss, differentiate_responsibilities=differentiate)
     assert (em.num_components, em.num_steps) == (3, 10)
     assert_same(em, binary(8, 1, 28, 28, dtype=torch.float32), None, 1e-5)
 

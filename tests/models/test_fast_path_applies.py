@@ -137,7 +137,9 @@ REASONS = {
     "prior weight": "the prior is 0.0 with weight 2.0, not black with weight 1",
     "smoothing": "smoothing is 0.0",
     "grey image": "pixels are not all 0 or 1",
-    "single precision image": "images are torch.float32 and weights torch.float64: both must be float32, or both float64",
+    "single precision image": (
+        "images are torch.float32 and weights torch.float64: both must be float32, or both float64"
+    ),
     "half precision": "images are torch.float16 and weights torch.float16: both must be float32, or both float64",
     "sequence": "frames are sequences",
     "GPU": "images are on meta and weights on cpu: both must be on a CPU",
@@ -241,5 +243,7 @@ def test_fast_true_raises_the_reason_and_auto_logs_it_once(kind, monkeypatch, ca
         em.training_loss(frames)
     assert caplog.messages == [said, said]
     em.fast = True
-    with pytest.raises(InputError, match=f"fast=true: the fast path does not apply, because {re.escape(REASONS[kind])}"):
+    with pytest.raises(
+        InputError, match=f"fast=true: the fast path does not apply, because {re.escape(REASONS[kind])}"
+    ):
         em.training_loss(frames)

@@ -180,7 +180,9 @@ def test_a_best_checkpoint_cut_short_after_training_does_not_stop_the_run_from_f
     process.join()
     assert process.exitcode == 0 and (folder / "scores.json").exists()
     printed = log_of(folder).read_text()
-    assert "best.ckpt: not a checkpoint, damaged or cut short" in printed and "scores are of the last weights" in printed
+    assert (
+        "best.ckpt: not a checkpoint, damaged or cut short" in printed and "scores are of the last weights" in printed
+    )
 
 
 @pytest.mark.parametrize("names", [["last"], ["best"], ["last", "best"]])

@@ -56,7 +56,9 @@ def test_random_pairs_degenerate_ones_included(data, pixels, clusters, groups):
 def test_images(size, clusters, groups):
     torch.manual_seed(0)
     true = torch.randint(-1, groups + 1, (6, size, size))
-    labels = torch.where(torch.rand(6, size, size) < 0.5, true.abs() % clusters, torch.randint(clusters, (6, size, size)))
+    labels = torch.where(
+        torch.rand(6, size, size) < 0.5, true.abs() % clusters, torch.randint(clusters, (6, size, size))
+    )
     assert_equal_to_sklearn(labels, true)
 
 
@@ -255,9 +257,7 @@ def test_a_set_gives_every_score_and_every_number_of_the_model():
 def test_what_scores_of_one_class_count_is_counted_once(monkeypatch):
     counted = []
     original = AdjustedMutualInformation.all_by_image
-    monkeypatch.setattr(
-        AdjustedMutualInformation, "all_by_image", lambda *call: counted.append(1) or original(*call)
-    )
+    monkeypatch.setattr(AdjustedMutualInformation, "all_by_image", lambda *call: counted.append(1) or original(*call))
     found, *_ = updated(default_scores(), slice(0, 3), slice(3, 6))
     values = found.compute()
     assert len(counted) == 2 and values["ami_max"] != values["ami_arithmetic"]
@@ -293,7 +293,7 @@ def test_no_scores_are_a_set_too():
 
 
 def test_a_score_named_like_a_number_of_the_model():
-    with pytest.raises(InputError, match="scores.loss: is a number that NeuralEM reports itself"):
+    with pytest.raises(InputError, match=r"scores\.loss: is a number that NeuralEM reports itself"):
         ScoreSet({"loss": AdjustedRandIndex()}, tiny_model())
 
 

@@ -148,7 +148,7 @@ def test_weights_that_are_missing_or_of_another_shape(trained, saved):
 
 def test_own_classes_can_be_trusted(saved):
     path = with_config(saved, with_model(m_step={**M_STEP, "encoder": {"_target_": "flatten_of_my_own.MyFlatten"}}))
-    with pytest.raises(InputError, match="its model needs flatten_of_my_own.MyFlatten"):
+    with pytest.raises(InputError, match=r"its model needs flatten_of_my_own\.MyFlatten"):
         checkpoints.load(path)
     checkpoints.load(path, trusted=["flatten_of_my_own"])
     checkpoints.load(path, trusted="flatten_of_my_own")
@@ -216,6 +216,8 @@ def test_a_module_with_a_weight_of_its_own_is_restored_whole(tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["state_dict"]["temperature"]
     torch.save(checkpoint, path)
-    with pytest.raises(InputError, match=r"model.ckpt: does not fit this model: temperature is none in the check") as error:
+    with pytest.raises(
+        InputError, match=r"model.ckpt: does not fit this model: temperature is none in the check"
+    ) as error:
         checkpoints.load_module(path, trusted="module_of_my_own")
     assert "\n" not in str(error.value)

@@ -16,10 +16,10 @@ test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 reproduce: $(VENV)/installed
-	$(VENV)/bin/python -m reproduce $(ARGS)
+	$(VENV)/bin/python -m reproduce all $(ARGS)
 
 evaluate: $(VENV)/installed
-	$(VENV)/bin/python -m reproduce --evaluate $(ARGS)
+	$(VENV)/bin/python -m reproduce evaluate $(ARGS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed: make PYTHON=/path/to/python" if sys.version_info < (3, 11) else 0)'

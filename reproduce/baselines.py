@@ -1,7 +1,8 @@
 """Groupings that cost nothing: what a trained model has to beat."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -12,66 +13,90 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from reproduce.scoring import Grouping
+from nem_lightning.models.grouping import Grouping, GroupingModel
 
-NUM_GROUPS = 3
-"""K of those that have one."""
-
-
-def kmeans(image: np.ndarray, seed: int) -> np.ndarray:
-    """k-means on the (x, y) of foreground pixels, K=3, best of 10 starts.
-
-    (H, W), 0 where background -> labels (H, W), 0 to K-1, 0 in the background.
-    """
-    return _of_positions(image, lambda xy, k: KMeans(k, n_init=10, random_state=seed).fit_predict(xy))
+Label = Callable[[np.ndarray, int, int], np.ndarray]
+"""Takes an image (H, W, C), K and a seed, and gives labels (H, W), integers from 0."""
 
 
-def gmm(image: np.ndarray, seed: int) -> np.ndarray:
-    """A Gaussian mixture on the (x, y) of foreground pixels, K=3, full covariances; else as :func:`kmeans`."""
-    return _of_positions(image, lambda xy, k: GaussianMixture(k, random_state=seed).fit_predict(xy))
+STARTS: Any = 10
+"""Of k-means; scikit-learn's own type is too narrow."""
 
 
-def components(image: np.ndarray, seed: int) -> np.ndarray:
-    """4-connected components of the foreground; as many labels as there are, from 1. ``seed`` is not used."""
-    return ndimage.label(image)[0]
-
-
-def chance(image: np.ndarray, seed: int) -> np.ndarray:
-    """One of K=3 for each pixel, uniformly at random; else as :func:`kmeans`."""
-    rng = np.random.default_rng([seed, *np.packbits(image.astype(bool))])  # other draws for another image
-    return rng.integers(NUM_GROUPS, size=image.shape)
-
-
-BASELINES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "kmeans": kmeans,
-    "gmm": gmm,
-    "components": components,
-    "chance": chance,
-}
-
-
-def grouper(name: str, seed: int = 0) -> Callable[[Tensor, int], Iterator[Grouping]]:
-    """A baseline as :func:`reproduce.scoring.score` takes it.
+class Baseline(GroupingModel):
+    """Groups each image by a function that learns nothing; each step gives the same grouping, without means.
 
     Args:
-        name: of ``BASELINES``.
+        label: the function.
+        image_shape: (C, H, W).
+        binary: whether pixels are 0 or 1.
+        num_components: K.
         seed: of its random numbers.
     """
-    label = BASELINES[name]
 
-    def group(image: Tensor, index: int) -> Iterator[Grouping]:
-        with threadpool_limits(1), warnings.catch_warnings():  # some hundred points: threads only wait
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            labels = np.stack([label(foreground, seed) for foreground in image[:, 0].cpu().numpy()])
-        yield Grouping(torch.from_numpy(labels.astype(np.int64)))
+    def __init__(
+        self, label: Label, image_shape: Sequence[int], binary: bool = True, num_components: int = 3, seed: int = 0
+    ) -> None:
+        super().__init__(image_shape, binary, num_components)
+        self.label, self.seed = label, seed
 
-    return group
+    def unroll(
+        self,
+        frames: Tensor,
+        num_components: int,
+        num_steps: int,
+        num_starts: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[Grouping]:
+        """Yield the labels as responsibilities of 0 and 1, (B, K, 1, H, W); K may be another than asked for."""
+        images = frames[:, 0].permute(0, 2, 3, 1).double().cpu().numpy()
+        with threadpool_limits(1), warnings.catch_warnings():  # few points: threads only wait
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than K: fewer labels
+            labels = np.stack([self.label(image, num_components, self.seed) for image in images])
+        one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels).long())  # (B, H, W, K)
+        grouping = Grouping(one_hot.movedim(-1, 1).unsqueeze(2).to(frames))
+        yield from [grouping] * num_steps
+
+    def training_loss(self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None) -> NoReturn:
+        """Refuse: there is nothing to train."""
+        raise NotImplementedError("a baseline is not trained")
 
 
-def _of_positions(image: np.ndarray, cluster: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-    """Cluster the positions of foreground pixels; fewer clusters where there are fewer pixels than K."""
-    labels = np.zeros(image.shape, dtype=int)
-    positions = np.argwhere(image).astype(float)  # (N, 2), pixels
+def kmeans(image: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Cluster the (x, y) of foreground pixels by k-means, the best of 10 starts; background is 0."""
+    return _of_positions(image, k, lambda xy, k: KMeans(k, n_init=STARTS, random_state=seed).fit_predict(xy))
+
+
+def gmm(image: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Cluster them by a Gaussian mixture with full covariances; else as :func:`kmeans`."""
+    return _of_positions(image, k, lambda xy, k: GaussianMixture(k, random_state=seed).fit_predict(xy))
+
+
+def components(image: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Label the 4-connected components of the foreground from 1, as many as there are."""
+    return ndimage.label(image[..., 0])[0]  # type: ignore[index]  # labels and their count
+
+
+def chance(image: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Draw one of K for each pixel, uniformly."""
+    pixels = np.packbits(image[..., 0].astype(bool)).tolist()
+    rng = np.random.default_rng([seed, *pixels])  # other draws for another image
+    return rng.integers(k, size=image.shape[:2])
+
+
+BASELINES: dict[str, Label] = {"kmeans": kmeans, "gmm": gmm, "components": components, "chance": chance}
+"""By the name of the row."""
+
+
+def model(name: str, image_shape: Sequence[int]) -> Baseline:
+    """Give the model of a row that is not trained."""
+    return Baseline(BASELINES[name], image_shape)
+
+
+def _of_positions(image: np.ndarray, k: int, cluster: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+    """Cluster the positions of foreground pixels; fewer clusters if there are fewer pixels than K."""
+    labels = np.zeros(image.shape[:2], dtype=int)
+    positions = np.argwhere(image[..., 0]).astype(float)  # (N, 2), pixels
     if len(positions):
-        labels[image > 0] = cluster(positions, min(NUM_GROUPS, len(positions)))
+        labels[image[..., 0] > 0] = cluster(positions, min(k, len(positions)))
     return labels

@@ -1,24 +1,25 @@
 """Whether EM climbs: the log likelihood and Q, step by step."""
 
 import copy
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nem_lightning.datamodules.base import TensorImages
+from nem_lightning.datamodules.base import TensorFrames
 from nem_lightning.models.em import NeuralEM
 from nem_lightning.models.m_steps import GradientMStep
-from nem_lightning.training.module import NeuralEMModule
-from reproduce.scoring import batches, device
+from nem_lightning.training.module import GroupingModule
+from reproduce.scoring import batches
 
-IMAGES = 1000
 STEPS = 20
 SMALL_STEP_SIZES = (0.1, 0.01)
 """eta of N-EM with which it is a true generalised EM: so small that no gradient step overshoots."""
 
 
 def q(em: NeuralEM, image: Tensor, responsibilities: Tensor, params: Tensor) -> Tensor:
-    """Q, the expected complete-data log likelihood: sum_nk gamma_nk log P(x_n | mu_kn), in nats.
+    """Give Q, the expected complete-data log likelihood: sum_nk gamma_nk log P(x_n | mu_kn), in nats.
 
     What an M-step is to raise; gamma is that of the step before it. The constant log pi is left out.
 
@@ -28,70 +29,65 @@ def q(em: NeuralEM, image: Tensor, responsibilities: Tensor, params: Tensor) -> 
 
 
 @torch.no_grad()
-def follow(em: NeuralEM, image: Tensor, num_components: int, num_steps: int, generator=None) -> tuple[Tensor, Tensor]:
-    """The log likelihood after each step, and Q of its M-step: gamma from before it, mu from after it.
+def follow(
+    em: NeuralEM, frames: Tensor, num_steps: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Give the log likelihood after each step, and Q of its M-step: gamma from before it, mu from after it.
 
     Args:
-        em: the recurrence.
-        image: (B, C, H, W).
-        num_components: K.
+        em: the model; it starts once.
+        frames: (B, 1, C, H, W).
         num_steps: T.
         generator: draws the first responsibilities.
 
     Returns:
         Both (T, B), nats per image.
     """
-    iterate = em.start(image, num_components, generator)
-    likelihoods, expectations = [], []
-    for _ in range(num_steps):
-        before = iterate.responsibilities
-        iterate = em.step(iterate, image, image)
-        likelihoods.append(em.log_likelihood(image, iterate.params))
-        expectations.append(q(em, image, before, iterate.params))
+    image = frames[:, 0]
+    start = em.start(image, em.num_components, generator)
+    iterates = [start, *em.steps(start, frames, frames, num_steps)]
+    likelihoods = [em.log_likelihood(image, iterate.params) for iterate in iterates[1:]]
+    expectations = [q(em, image, before.responsibilities, after.params) for before, after in pairwise(iterates)]
     return torch.stack(likelihoods), torch.stack(expectations)
 
 
 def fell(log_likelihood: Tensor) -> Tensor:
-    """Where the log likelihood is lower than a step before, by more than rounding: (T, B) -> (T - 1, B) boolean."""
+    """Say where the log likelihood is lower than a step before, by more than rounding: (T, B) -> (T - 1, B) boolean."""
     slack = 1e-9 * log_likelihood[:-1].abs()
     return log_likelihood.diff(dim=0) < -slack
 
 
 def with_small_steps(em: NeuralEM, step_size: float) -> NeuralEM:
-    """The same N-EM with another eta, and an exact E-step (no smoothing)."""
+    """Give the same N-EM with another eta, and an exact E-step (no smoothing)."""
     em = copy.deepcopy(em)
+    assert isinstance(em.m_step, GradientMStep)
     nn.init.constant_(em.m_step.step_size, step_size)
     em.smoothing = 0.0
     return em
 
 
-def curves(module: NeuralEMModule, images: TensorImages) -> list[dict[str, object]]:
-    """Means over images of what :func:`follow` gives, in float64; of N-EM also with small step sizes.
+def curves(module: GroupingModule, data: TensorFrames) -> list[dict[str, Any]]:
+    """Give means over images of what :func:`follow` gives, in float64; of N-EM also with small step sizes.
 
-    Each has ``title``, ``step_size`` (None for RNN-EM), ``images``, and by step ``log_likelihood``, ``q`` and ``fell``:
-    the share of images whose log likelihood is lower than a step before (one shorter).
+    Of each variant and step: ``log_likelihood``, ``q``, and ``fell``, the share of images whose log likelihood is lower
+    than a step before (None after the first). ``step_size`` is None for RNN-EM.
     """
-    em = copy.deepcopy(module.em).double()
+    em = copy.deepcopy(module.model).double().eval()
+    assert isinstance(em, NeuralEM)
     variants: list[tuple[str, float | None, NeuralEM]] = [("as trained", None, em)]
     if isinstance(em.m_step, GradientMStep):
         variants[0] = ("as trained", em.m_step.step_size.item(), em)
         variants += [(f"step size {eta:g}", eta, with_small_steps(em, eta)) for eta in SMALL_STEP_SIZES]
-    return [_curve(title, eta, variant, module, images) for title, eta, variant in variants]
-
-
-def _curve(title: str, eta: float | None, em: NeuralEM, module: NeuralEMModule, images: TensorImages) -> dict:
-    em.to(device())
     found = []
-    for index, batch in batches(images):
-        image = batch["image"].double().to(device())
-        generator = torch.Generator(device()).manual_seed(index)
-        found.append(follow(em, image, module.num_components, STEPS, generator))
-    log_likelihood, expectation = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-    return {
-        "title": title,
-        "step_size": eta,
-        "images": len(images),
-        "log_likelihood": log_likelihood.mean(1).tolist(),
-        "q": expectation.mean(1).tolist(),
-        "fell": fell(log_likelihood).double().mean(1).tolist(),
-    }
+    for variant, eta, em in variants:
+        parts = [
+            follow(em, batch["frames"].double(), STEPS, module.generator("test", index))
+            for index, batch in enumerate(batches(data))
+        ]
+        log_likelihood, expectation = (torch.cat(of, 1) for of in zip(*parts, strict=True))
+        falls = [None, *fell(log_likelihood).double().mean(1).tolist()]
+        means = zip(log_likelihood.mean(1).tolist(), expectation.mean(1).tolist(), falls, strict=True)
+        for step, (likelihood, expected, share) in enumerate(means, start=1):
+            head = {"variant": variant, "step_size": eta, "step": step, "images": len(data)}
+            found.append({**head, "log_likelihood": likelihood, "q": expected, "fell": share})
+    return found

@@ -1,181 +1,195 @@
 """The scores of one row with one seed, as ``results/rows/<row>_seed<k>.json`` holds them."""
 
-import hashlib
 import json
+import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
-from benchmarks.speed import machine
 from nem_lightning import figures
-from nem_lightning.datamodules import ShapesDataModule
-from nem_lightning.datamodules.base import TensorImages
-from nem_lightning.datamodules.shapes import SPLITS, generate
-from nem_lightning.errors import InputError
+from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
+from nem_lightning.datamodules.shapes import generate, stills
+from nem_lightning.errors import InputError, require
 from nem_lightning.files import atomic_file
+from nem_lightning.models.em import NeuralEM
+from nem_lightning.runs.folder import CONFIG, RunFolder
+from nem_lightning.runs.settings import comparable, differences
 from nem_lightning.training import checkpoints
-from reproduce import baselines, convergence, scoring, shipping
-from reproduce.rows import Row
-from reproduce.training import Run, facts
+from nem_lightning.training.module import GroupingModule
+from reproduce import baselines, convergence, scoring, shipped
+from reproduce.rows import STEPS, Row, read, row_path, settings
 
-COMPACT = "compact.ckpt"
-"""Beside a run's ``best.ckpt``: what is scored, and shipped."""
-MOST_STEPS = 20
+STAGES = ("val", "test")
 OTHER_K = (2, 3, 4, 5, 6)
 OTHER_COUNTS = (2, 3, 4, 5)
 """Objects in an image."""
-OTHER_IMAGES = 1000
-"""How many images each of these is scored on at most."""
+FEW = 1000
+"""How many images other K, other numbers of objects and convergence are looked at on, at most."""
 OTHER_COUNTS_SEED = 1000
 """What the images with other numbers of objects are generated from: no seed of a data set here."""
-SPLIT_NAMES = {"val": "validation", "test": "test"}
+SEEDS_OF_A_RUN = ("seed", "*.seed")
+KEPT = ("model.", "module.", "optimizer.", "data.", "trainer.limit_")
+"""The settings that are kept with the scores, by the start of their names."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run of ``train.py`` that a row asks for with a seed."""
+
+    row: Row
+    seed: int
+    runs: Path
+    """The folder of all runs."""
+    extra: tuple[str, ...] = ()
+    """Further overrides of ``train.py``."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that Hydra gives a run of the row's sweep."""
+        return self.runs / self.row.name / f"seed-{self.seed}"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    def facts(self) -> dict[str, Any]:
+        """Say how it was trained: command, epochs, why it stopped, seconds, settings.
+
+        Raises:
+            InputError: it is not finished, or its settings are not those that the row asks for.
+        """
+        scores = RunFolder(self.folder).scores()
+        if scores is None or not self.best_checkpoint.is_file():
+            raise InputError(f"{self.folder}: no finished run; python -m reproduce train --rows {self.row.name} first")
+        config = yaml.safe_load((self.folder / CONFIG).read_text())
+        others = differences(config, settings(self.row, self.extra), but=SEEDS_OF_A_RUN)
+        said = "; ".join(map(str, others[:3]))
+        require(not others, f"{self.folder}: was trained with other settings ({said}); name them, or move it away")
+        epochs, most = scores["epochs"], config["trainer"]["max_epochs"]
+        planned = settings(self.row)["trainer"]["max_epochs"]
+        known = comparable(config, but=SEEDS_OF_A_RUN)
+        return {
+            "command": " ".join(["python train.py", *self.row.overrides, f"seed={self.seed}", *self.extra]),
+            "epochs": epochs,
+            "planned_epochs": planned,
+            "stop": "early stopping" if epochs < most else "cut short" if epochs < planned else "end of the schedule",
+            "seconds": scores["seconds"],
+            "settings": {name: value for name, value in known.items() if name.startswith(KEPT)},
+            "best_epoch": checkpoints.read(self.best_checkpoint)["epoch"] + 1,
+        }
+
+
+@dataclass
 class Evaluator:
-    """Scores rows on the validation and test images of Shapes.
+    """Scores rows on the validation and test images of Shapes."""
 
-    Args:
-        data: the images.
-        results: the folder of ``rows/`` and ``pictures/``.
-        count: how many images of each split, the first; None for all.
-        say: told of what is going on, a line at a time.
-    """
+    data: FramesDataModule
+    results: Path
+    """The folder of ``rows/`` and ``pictures/``."""
+    count: int | None
+    """How many images of each split, the first; None for all."""
+    say: Callable[[str], None]
+    """Told of what is going on, a line at a time."""
+    images: dict[str, TensorFrames] = field(init=False)
 
-    def __init__(self, data: ShapesDataModule, results: Path, count: int | None, say: Callable[[str], None]) -> None:
-        self.results, self.count, self.say = results, count, say
-        self.images = {stage: scoring.first(data.load(stage), count) for stage in SPLIT_NAMES}
+    def __post_init__(self) -> None:
+        self.images = {stage: scoring.first(self.data.load(stage), self.count) for stage in STAGES}
+        self.scores = scoring.scores_by_image()
 
-    def baseline(self, row: Row, seed: int = 0) -> None:
+    def baseline(self, row: Row) -> None:
         """Score a baseline, unless that was done."""
-        path = row_path(self.results, row.name, seed)
-        if self._is_done(path, row.name):
-            return
-        self.say(f"{path.stem}: scoring")
-        grouper = baselines.grouper(row.name, seed)
-        found = {stage: scoring.means(scoring.score(grouper, images)) for stage, images in self.images.items()}
-        self._write(path, {**self._head(row, seed), "fingerprint": row.name, "scores": found})
+        module = GroupingModule(baselines.model(row.name, self.data.image_shape))
+        self._score(row, 0, module, {"fingerprint": row.name})
 
     def run(self, run: Run) -> None:
-        """Score a finished run's best checkpoint, unless that was done."""
-        path = row_path(self.results, run.row.name, run.seed)
-        fingerprint = hashlib.sha256(run.best_checkpoint.read_bytes()).hexdigest()
-        if self._is_done(path, fingerprint):
-            return
-        self.say(f"{path.stem}: scoring {run.best_checkpoint}")
-        compact = run.best_checkpoint.with_name(COMPACT)
-        precision = shipping.compact(run.best_checkpoint, compact)
-        module = checkpoints.load(compact)
-        row, steps = run.row, module.num_steps
-        grouper = scoring.trained(module, max(MOST_STEPS, steps) if row.by_step else steps, every_step=row.by_step)
-        scores = scoring.score(grouper, self.images["test"])
-        result = {
-            **self._head(row, run.seed),
-            **facts(run),
-            "command": run.command,
-            "checkpoint": run.best_checkpoint.relative_to(run.runs).as_posix(),
-            "best_epoch": checkpoints.read(run.best_checkpoint)["epoch"] + 1,
-            "fingerprint": fingerprint,
-            "weights": precision,
-            "num_components": module.num_components,
-            "num_steps": steps,
-            "num_starts": module.num_starts,
-            "scores": {
-                "val": scoring.means(scoring.score(scoring.trained(module), self.images["val"])),
-                "test": scoring.means(scores, steps - 1 if row.by_step else -1),
-            },
-        }
-        if row.by_step:
-            by_step = [scoring.means(scores, step)["all"] for step in range(len(scores.values["ari"]))]
-            result["by_step"] = by_step
-        if row.other_k:
-            result["other_k"] = self._other_k(compact)
-        if row.convergence:
-            result["convergence"] = convergence.curves(module, scoring.first(self.images["test"], convergence.IMAGES))
-        if row.pictured and run.seed == 0:
-            self._draw(compact, row)
-        self._write(path, result)
+        """Score a finished run's best checkpoint, unless that was done.
 
-    def _head(self, row: Row, seed: int) -> dict[str, object]:
-        return {
-            "row": row.name,
-            "title": row.title,
-            "seed": seed,
-            "images": len(self.images["test"]),
-            "scored_on": machine(scoring.device()),
-        }
+        Raises:
+            InputError: as :meth:`Run.facts`, or the scores would replace those of more images or epochs.
+        """
+        facts = run.facts()
+        small = run.best_checkpoint.with_name(shipped.COMPACT)
+        facts["weights"] = shipped.compact(run.best_checkpoint, small)
+        facts["fingerprint"] = shipped.fingerprint(small)
+        module = checkpoints.load_module(small, seed=0)
+        facts |= {name: getattr(module.model, name) for name in ("num_components", "num_steps", "num_starts")}
+        self._score(run.row, run.seed, module, facts)
 
-    def _is_done(self, path: Path, fingerprint: str) -> bool:
-        there = read(path) if path.exists() else {}
-        return there.get("fingerprint") == fingerprint and there["images"] >= len(self.images["test"])
-
-    def _write(self, path: Path, result: dict[str, object]) -> None:
-        """What is there stays where it says more: of more images, or of a row that was not cut short."""
+    def _score(self, row: Row, seed: int, module: GroupingModule, facts: dict[str, Any]) -> None:
+        path, test = row_path(self.results, row.name, seed), self.images["test"]
         there = read(path) if path.exists() else None
-        if there is not None and _completeness(there) > _completeness(result):
-            raise InputError(
-                f"{path}: is of {_said(there)}, and is kept; this would be of {_said(result)}; delete it to replace it"
+        if there is not None and there["fingerprint"] == facts["fingerprint"] and there["images"] >= len(test):
+            return
+        result = {"row": row.name, "title": row.title, "seed": seed, "images": len(test), "machine": machine(), **facts}
+        if there is not None:
+            require(
+                _completeness(there) <= _completeness(result),
+                f"{path}: is of {_said(there)}, and is kept; this would be of {_said(result)}; delete it to replace it",
             )
+        self.say(f"{path.stem}: scoring")
+        last = module.model.num_steps
+        (of_val,) = scoring.by_image(module, self.images["val"], self.scores).values()
+        of_test = scoring.by_image(module, test, self.scores, {last, *STEPS} if row.in_detail else {last})
+        result["headings"] = {name: list(score.heading) for name, score in self.scores.items()}
+        result["scores"] = {
+            "val": scoring.means(of_val, self.images["val"]),
+            "test": scoring.means(of_test[last], test),
+        }
+        if row.in_detail:
+            by_step = {steps: scoring.means(of_step, test)["all"] for steps, of_step in of_test.items()}
+            result["by_step"] = [{"steps": steps, **found} for steps, found in by_step.items()]
+            result["other_k"] = self._other_k(module)
+            if isinstance(module.model, NeuralEM):
+                result["convergence"] = convergence.curves(module, scoring.first(test, FEW))
+            if seed == 0:
+                self._draw(module, row)
         with atomic_file(path) as file:
             file.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
-    def _other_k(self, compact: Path) -> list[dict[str, object]]:
-        """Scores with other K on the test images, and on images with other numbers of objects."""
+    def _other_k(self, module: GroupingModule) -> list[dict[str, Any]]:
+        """Score with other K on the test images, and on images with other numbers of objects."""
         found = []
-        test = scoring.first(self.images["test"], OTHER_IMAGES)
+        test = scoring.first(self.images["test"], FEW)
         for objects in OTHER_COUNTS:
-            images = test if objects == 3 else _with_objects(objects, len(test))
+            rng = np.random.default_rng([OTHER_COUNTS_SEED, objects])
+            data = test if objects == 3 else stills(*generate(len(test), test.frames.shape[-1], objects, rng))
             for k in OTHER_K if objects == 3 else sorted({3, objects}):
-                module = checkpoints.load(compact, num_components=k)
-                scores = scoring.means(scoring.score(scoring.trained(module), images))["all"]
-                found.append({"objects": objects, "num_components": k, **scores})
+                (of_k,) = scoring.by_image(module, data, self.scores, num_components=k).values()
+                found.append({"objects": objects, "num_components": k, **scoring.means(of_k, data)["all"]})
         return found
 
-    def _draw(self, compact: Path, row: Row) -> None:
-        module = checkpoints.load(compact)
-        module.seed = scoring.DRAWS
-        _, batch = next(scoring.batches(self.images["test"]))
+    def _draw(self, module: GroupingModule, row: Row) -> None:
+        batch = next(scoring.batches(self.images["test"]))
+        generator = module.generator("test", 0)
         with tempfile.TemporaryDirectory() as folder:
-            for picture in figures.save(module, batch, Path(folder), f"test images: {row.title}").values():
+            for picture in figures.save(module.model, batch, generator, Path(folder), f"test images: {row.title}"):
                 with atomic_file(self.results / "pictures" / f"{row.name}_{picture.name}") as file:
                     shutil.copyfile(picture, file)
 
 
-def row_path(results: Path, row: str, seed: int) -> Path:
-    return results / "rows" / f"{row}_seed{seed}.json"
+def machine() -> dict[str, str | int]:
+    """Say what this machine is. Score rows where they were trained, as their seconds are its."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else [*names, platform.machine()][0]
+    threads = torch.get_num_threads()
+    return {"device": device, "threads": threads, "torch": torch.__version__, "cores": os.cpu_count() or 1}
 
 
-def read(path: Path) -> dict[str, object]:
-    """A row's scores.
-
-    Raises:
-        InputError: no such file, or not one of a row.
-    """
-    try:
-        found = json.loads(path.read_text())
-        found["row"], found["seed"], found["images"], found["scores"]["test"]["all"]["ami_max"]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; python -m reproduce writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the scores of a row; delete it, and python -m reproduce writes it") from error
-    return found
-
-
-def _completeness(result: dict[str, object]) -> tuple[bool, int, int]:
+def _completeness(result: dict[str, Any]) -> tuple[bool, int, int]:
     whole = result.get("stop") != "cut short"
     return whole, result["images"], 0 if whole else result["epochs"]
 
 
-def _said(result: dict[str, object]) -> str:
+def _said(result: dict[str, Any]) -> str:
     cut = f", cut short after {result['epochs']} epochs" if result.get("stop") == "cut short" else ""
     return f"{result['images']} images{cut}"
-
-
-def _with_objects(count: int, num_images: int) -> TensorImages:
-    """Images with so many objects each, by a seed of their own."""
-    rng = np.random.default_rng([OTHER_COUNTS_SEED, count])
-    images, groups = generate(min(num_images, SPLITS["test"]), 28, count, rng)
-    return TensorImages(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(groups))

@@ -2,49 +2,52 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-Lines = Sequence[dict]
+Lines = Sequence[dict[str, Any]]
 
 
-def em_steps(lines: Lines, kmeans: float | None) -> Figure:
-    """AMI (max) against T: of models evaluated at T, and of models trained at T."""
+def em_steps(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
+    """Draw a score against T: of models tested at T, and of models trained at T. NaN: no k-means."""
     figure, (axes,) = _figure(1)
-    for title, points in _by(lines, "title").items():
-        at_t = points[0]["row"] == "recipe_T"
-        label = title if at_t else f"{title} (T={points[0]['trained_steps']}), evaluated at T"
-        _band(axes, points, "steps", "ami_max", "s--" if at_t else "o-", label)
-    _finish(axes, "EM steps T", "AMI (max)", kmeans)
+    for (row, name), points in _by(lines, "row", "title").items():
+        trained_at_t = row == "steps_T"
+        label = name if trained_at_t else f"{name} (T={points[0]['trained_steps']}), tested at T"
+        _band(axes, points, "steps", score, "s--" if trained_at_t else "o-", label)
+    _finish(axes, "EM steps T", title, kmeans)
     return figure
 
 
-def other_k(lines: Lines, kmeans: float | None) -> Figure:
-    """AMI (max) against K on images of three objects, and against the number of objects."""
+def other_k(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
+    """Draw a score against K on images of three objects, and against the number of objects."""
     figure, (components, objects) = _figure(2)
-    for title, points in _by(lines, "title").items():
+    for (name,), points in _by(lines, "title").items():
         of_three = [point for point in points if point["objects"] == 3]
-        _band(components, of_three, "num_components", "ami_max", "o-", title)
+        _band(components, of_three, "num_components", score, "o-", name)
         as_many = [point for point in points if point["num_components"] == point["objects"]]
         three = [point for point in points if point["num_components"] == 3]
-        _band(objects, as_many, "objects", "ami_max", "o-", f"{title}, K = objects")
-        _band(objects, three, "objects", "ami_max", "s--", f"{title}, K = 3")
-    _finish(components, "components K, three objects", "AMI (max)", kmeans)
-    _finish(objects, "objects in an image", "AMI (max)", None)
+        _band(objects, as_many, "objects", score, "o-", f"{name}, K = objects")
+        _band(objects, three, "objects", score, "s--", f"{name}, K = 3")
+    _finish(components, "components K, three objects", title, kmeans)
+    _finish(objects, "objects in an image", title)
     return figure
 
 
-def convergence(lines: Lines, kmeans: float | None) -> Figure:
-    """The log likelihood and Q by step, a column for each row and variant. ``kmeans`` is not drawn."""
+def convergence(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
+    """Draw the log likelihood and Q by step, a column for each row and variant; nothing else."""
     panels = _by(lines, "title", "variant")
     figure, all_axes = _figure(len(panels))
-    for axes, ((title, variant), points) in zip(all_axes, panels.items(), strict=True):
+    for axes, ((name, variant), points) in zip(all_axes, panels.items(), strict=True):
         _band(axes, points, "step", "log_likelihood", "o-", "log likelihood")
         _band(axes, points, "step", "q", "s--", "Q, gamma of the step before")
-        most = max(point["fell"] or 0 for point in points)
-        axes.set_title(f"{title}\n{variant}; fell in at most {most:.1%} of the images", fontsize=9)
-        _finish(axes, "EM step", "nats an image", None)
+        most = np.nanmax([point["fell_mean"] for point in points])
+        axes.set_title(f"{name}\n{variant}; fell in at most {most:.1%} of the images", fontsize=9)
+        _finish(axes, "EM step", "nats an image")
     return figure
 
 
@@ -53,28 +56,26 @@ def _figure(columns: int) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _by(lines: Lines, *keys: str) -> dict:
+def _by(lines: Lines, *keys: str) -> dict[tuple, list[dict[str, Any]]]:
     found = defaultdict(list)
     for line in lines:
-        found[line[keys[0]] if len(keys) == 1 else tuple(line[key] for key in keys)].append(line)
+        found[tuple(line[key] for key in keys)].append(line)
     return found
 
 
 def _band(axes: Axes, points: Lines, x: str, score: str, style: str, label: str) -> None:
-    """A line through the means, and a band around it."""
-    known = [point for point in points if point[f"{score}_mean"] is not None]
-    at = [point[x] for point in known]
-    means = [point[f"{score}_mean"] for point in known]
-    spread = [point[f"{score}_std"] or 0 for point in known]
+    """Draw a line through the means, and a band around it."""
+    points = sorted(points, key=lambda point: point[x])
+    at, means = [point[x] for point in points], np.array([point[f"{score}_mean"] for point in points])
+    deviations = np.nan_to_num([point[f"{score}_std"] for point in points])
     (line,) = axes.plot(at, means, style, markersize=4, label=label)
-    low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
-    axes.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.fill_between(at, means - deviations, means + deviations, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
-def _finish(axes: Axes, x: str, y: str, kmeans: float | None) -> None:
-    if kmeans is not None:
+def _finish(axes: Axes, x: str, y: str, kmeans: float = np.nan) -> None:
+    if kmeans == kmeans:
         axes.axhline(kmeans, color="black", linestyle=":", label="k-means on (x, y)")
     axes.set(xlabel=x, ylabel=y)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # below, where no line is

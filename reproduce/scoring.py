@@ -1,151 +1,111 @@
-"""Scores of whatever groups pixels, image by image."""
+"""The scores of whatever groups pixels, image by image."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
-import numpy as np
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 
-from nem_lightning.datamodules.base import TensorImages
-from nem_lightning.models.em import Iterate
-from nem_lightning.scores.mutual_information import NORMALIZERS, AdjustedMutualInformation, AdjustedRandIndex
-from nem_lightning.training.module import NeuralEMModule
+from nem_lightning.datamodules.base import Batch, TensorFrames
+from nem_lightning.models.grouping import frame_pair, groups_of_step
+from nem_lightning.models.m_steps import evaluating
+from nem_lightning.scores.base import Score
+from nem_lightning.training.module import GroupingModule
+from reproduce.rows import ROWS, settings
 
 BATCH = 64
-"""Images in a batch: that of ``evaluate.py``, whose draws of the first responsibilities are by batch."""
-DRAWS = 0
-"""The seed of the first responsibilities: that of ``evaluate.py``, whatever seed a run was trained with."""
-SCORES = ("ami_max", "ami_arithmetic", "ari", "reconstruction_error")
-SUBSETS = ("all", "overlap", "no_overlap")
+"""Images in a batch: that of ``evaluate.py``, whose random numbers are drawn by batch."""
 
 
-class Grouping(NamedTuple):
-    """What is scored."""
-
-    labels: Tensor
-    """(B, H, W), integers from 0."""
-    reconstruction: Tensor | None = None
-    """(B, C, H, W); None for what only groups."""
+def scores_by_image() -> dict[str, Score]:
+    """Give the scores of ``conf/scores`` that score images one by one, by name."""
+    chosen: dict[str, Score] = instantiate(settings(ROWS["rnn_em"])["scores"])
+    return {name: score for name, score in chosen.items() if hasattr(score, "by_image")}
 
 
-Grouper = Callable[[Tensor, int], Iterable[Grouping]]
-"""Called with images (B, C, H, W) and the number of the batch; gives a grouping a step, or just one."""
+def first(data: TensorFrames, count: int | None) -> TensorFrames:
+    """Give the first so many images; all of them if ``count`` is None."""
+    return TensorFrames(data.frames[:count], data.groups[:count], data.scale)
 
 
-class ImageScores(NamedTuple):
-    """Of S groupings (steps) of N images."""
-
-    values: dict[str, np.ndarray]
-    """Each of ``SCORES``, (S, N); NaN where an image has none."""
-    overlap: np.ndarray
-    """Whether objects overlap in the image: it has a foreground pixel of group 0, (N,) boolean."""
-
-
-def device() -> torch.device:
-    """A GPU with CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def first(images: TensorImages, count: int | None) -> TensorImages:
-    """The first so many images; all of them where ``count`` is None."""
-    return TensorImages(images.images[:count], images.groups[:count], images.scale)
-
-
-def batches(images: TensorImages) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Number and content of each batch, in the order and of the size that ``evaluate.py`` has."""
-    for index, start in enumerate(range(0, len(images), BATCH)):
-        yield index, images.__getitems__(list(range(start, min(start + BATCH, len(images)))))
-
-
-def unroll(module: NeuralEMModule, image: Tensor, index: int, steps: range) -> list[Iterate]:
-    """The iterates after some steps, from the first responsibilities that ``evaluate.py`` draws on a CPU.
-
-    Of several starts, each is from the one of lowest energy after that step, as if it were the last.
-
-    Args:
-        module: with ``em`` where ``image`` is; the module itself is on the CPU, where the draws are the same on
-            every machine.
-        image: (B, C, H, W).
-        index: of the batch.
-        steps: which, the first step being 1.
-    """
-    em, generator = module.em, module.generator("test", index)
-    best: dict[int, tuple[Tensor, Iterate]] = {}  # by step, and how high its energy is
-    for _ in range(module.num_starts):
-        start = em.start(image.to(module.device), module.num_components, generator)
-        iterate = Iterate(*(value.to(image.device) for value in start))
-        for step in range(1, steps.stop):
-            iterate = em.step(iterate, image, image)
-            if step in steps:
-                energy = em.energy(image, iterate)
-                lowest, kept = best.get(step, (energy, iterate))
-                best[step] = torch.minimum(energy, lowest), iterate.where(energy < lowest, kept)
-    return [iterate for _, iterate in best.values()]
-
-
-def trained(module: NeuralEMModule, num_steps: int | None = None, every_step: bool = False) -> Grouper:
-    """A trained model as :func:`score` takes it.
-
-    Args:
-        module: the model; its K and, unless told otherwise, its T. It is moved where :func:`device` says.
-        num_steps: T.
-        every_step: whether every step is scored, or the last alone.
-    """
-    num_steps = num_steps or module.num_steps
-    steps = range(1 if every_step else num_steps, num_steps + 1)
-    module.seed = DRAWS
-    module.em.to(device())
-
-    def group(image: Tensor, index: int) -> Iterator[Grouping]:
-        for iterate in unroll(module, image, index, steps):
-            yield Grouping(iterate.labels, (iterate.responsibilities * iterate.mean).sum(1))
-
-    return group
+def batches(data: TensorFrames) -> Iterator[Batch]:
+    """Give batches in the order and of the size that ``evaluate.py`` has."""
+    for start in range(0, len(data), BATCH):
+        yield data.__getitems__(list(range(start, min(start + BATCH, len(data)))))
 
 
 @torch.no_grad()
-def score(grouper: Grouper, images: TensorImages) -> ImageScores:
-    """Score every image. Labels count on pixels of exactly one object; the reconstruction on all pixels.
+def by_image(
+    module: GroupingModule,
+    data: TensorFrames,
+    scores: Mapping[str, Score],
+    steps: Collection[int] | None = None,
+    num_components: int | None = None,
+) -> dict[int, dict[str, Tensor]]:
+    """Score each image after some steps, with the random numbers that ``evaluate.py`` draws.
+
+    A model of several starts chooses among them by its last step, so it is run once for each number of steps; one of
+    a single start is run once, for the largest.
 
     Args:
-        grouper: a trained model or a baseline.
-        images: and their true groups.
+        module: draws by its own seed. It is on the CPU, on which the draws are the same on every machine.
+        data: images and their true groups.
+        scores: by name, with a method ``by_image``.
+        steps: after which; the last alone by default.
+        num_components: K; the model's own by default.
+
+    Returns:
+        By step and name, (N,) float64, NaN for an image without the score.
     """
-    overlap, values = [], {name: [] for name in SCORES}
-    for index, batch in batches(images):
-        image, groups = batch["image"].to(device()), batch["groups"].to(device())
-        overlap.append(((image[:, 0] > 0) & (groups == 0)).flatten(1).any(1).cpu().numpy())
-        by_step = [of_grouping(grouping, image, groups) for grouping in grouper(image, index)]
-        for name in SCORES:
-            values[name].append(torch.stack([step[name] for step in by_step]).cpu().numpy())
-    return ImageScores({name: np.concatenate(found, axis=1) for name, found in values.items()}, np.concatenate(overlap))
+    steps = sorted(steps or [module.model.num_steps])
+    runs = [[step] for step in steps] if module.model.num_starts > 1 else [steps]
+    found: dict[int, list[dict[str, Tensor]]] = {step: [] for step in steps}
+    with evaluating(module.model):
+        for run in runs:
+            for index, batch in enumerate(batches(data)):
+                generator = module.generator("test", index)
+                groupings = module.model.groupings(
+                    batch["frames"], num_components=num_components, num_steps=run[-1], generator=generator
+                )
+                for step, grouping in enumerate(groupings, start=1):
+                    if step in run:
+                        known = {
+                            "labels": grouping.labels,
+                            "reconstruction": grouping.reconstruction,
+                            "target": frame_pair(batch["frames"], step)[1],
+                            "groups": groups_of_step(batch["groups"], step),
+                        }
+                        found[step].append({name: _of_batch(known, score) for name, score in scores.items()})
+    return {step: {name: torch.cat([part[name] for part in parts]) for name in scores} for step, parts in found.items()}
 
 
-def of_grouping(grouping: Grouping, image: Tensor, groups: Tensor) -> dict[str, Tensor]:
-    """Each of ``SCORES`` by image, (B,) float64; NaN where there is none."""
-    labels = grouping.labels.to(groups.device)
-    amis = AdjustedMutualInformation().scores(labels, groups)  # both normalisers at once, (2, B)
-    found = dict(zip((f"ami_{name}" for name in NORMALIZERS), amis, strict=True))
-    found["ari"] = AdjustedRandIndex().scores(labels, groups)[0]
-    if grouping.reconstruction is None:
-        found["reconstruction_error"] = torch.full_like(found["ari"], torch.nan)
-    else:
-        found["reconstruction_error"] = (image - grouping.reconstruction).double().square().flatten(1).mean(1)
-    return found
+def _of_batch(known: Mapping[str, Tensor | None], score: Any) -> Tensor:
+    return score.by_image(**{name: known[name] for name in inspect.signature(score.by_image).parameters})
 
 
-def means(scores: ImageScores, step: int = -1) -> dict[str, dict[str, float | int | None]]:
-    """Means over the images of each of ``SUBSETS``, after one step: plain numbers, None where there is none.
+def overlap(data: TensorFrames) -> Tensor:
+    """Say in which images objects overlap, (N,) boolean: a bright pixel is of no single object."""
+    return ((data.frames[:, 0] > 0).any(1) & (data.groups[:, 0] == 0)).flatten(1).any(1)
 
-    ``images`` is how many images there are, ``scored`` how many of them have a pixel that is scored.
+
+def means(values: Mapping[str, Tensor], data: TensorFrames) -> dict[str, dict[str, float | int | None]]:
+    """Give the means over all images, over those with overlap, and over those without: plain numbers.
+
+    ``images`` is how many images there are, ``scored`` how many of them have a pixel that is scored; a mean over none
+    is None.
     """
-    chosen = {"all": np.ones_like(scores.overlap), "overlap": scores.overlap, "no_overlap": ~scores.overlap}
-    return {name: _means(scores, step, chosen[name]) for name in SUBSETS}
+    has_overlap = overlap(data)
+    subsets = {"all": torch.ones_like(has_overlap), "overlap": has_overlap, "no_overlap": ~has_overlap}
+    scored = (data.groups > 0).flatten(1).any(1)
+    return {
+        subset: {"images": int(chosen.sum()), "scored": int((chosen & scored).sum())}
+        | {name: _mean(of[chosen]) for name, of in values.items()}
+        for subset, chosen in subsets.items()
+    }
 
 
-def _means(scores: ImageScores, step: int, chosen: np.ndarray) -> dict[str, float | int | None]:
-    of_subset = {name: values[step][chosen] for name, values in scores.values.items()}
-    found = {name: values[~np.isnan(values)] for name, values in of_subset.items()}
-    counts = {"images": int(chosen.sum()), "scored": len(found["ari"])}
-    return counts | {name: float(values.mean()) if len(values) else None for name, values in found.items()}
+def _mean(values: Tensor) -> float | None:
+    known = values[~values.isnan()]
+    return known.mean().item() if len(known) else None

@@ -1,42 +1,60 @@
 """Tables and figures, from the scores in ``results/rows/`` alone."""
 
 import csv
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from nem_lightning.errors import require
 from nem_lightning.files import atomic_file
+from nem_lightning.headings import Heading
+from nem_lightning.report.sweep import Spread
+from nem_lightning.runs.settings import differences
 from reproduce import plots
-from reproduce.evaluation import read
-from reproduce.page import STAGES, Rows, command, markdown, mean_and_deviation, score, stops
-from reproduce.rows import ROWS
-from reproduce.scoring import SCORES, SUBSETS
-from reproduce.training import different
+from reproduce.rows import ROWS, read
+
+Rows = dict[str, list[dict[str, Any]]]
+"""By the row's name, the scores of each seed."""
+Line = dict[str, Any]
+SPLITS = {"test": "test", "val": "validation"}
+SUBSETS = {"all": "all", "overlap": "overlapping", "no_overlap": "not overlapping"}
+INTRO = """# Shapes
+
+Written by `python -m reproduce tables` from `rows/`. *Images*: the first so many of each split, of 10,000. Means over \
+images, best checkpoint by validation reconstruction error, last EM step; ± is the sample standard deviation over \
+seeds. Scores count pixels of exactly one object; *overlapping* are images in which objects overlap, *not overlapping* \
+the others. Random numbers are drawn with `seed=0`, as `python evaluate.py` does.
+"""
 
 
 def read_rows(results: Path) -> Rows:
-    """The scores of each row, a seed each, in the order of the table.
+    """Read the scores of each row, in the order of the table.
 
     Raises:
         InputError: there are none, one cannot be read, or the seeds of a row were trained with different settings.
     """
     paths = sorted((results / "rows").glob("*.json"))
-    require(bool(paths), f"{results / 'rows'}: no scores in it; python -m reproduce writes them")
+    require(bool(paths), f"{results / 'rows'}: no scores in it; python -m reproduce score writes them")
     found: Rows = defaultdict(list)
-    for path in paths:
-        scores = read(path)
+    for scores in sorted(map(read, paths), key=lambda scores: scores["seed"]):
         found[scores["row"]].append(scores)
-    for name, rows in found.items():
-        rows.sort(key=lambda scores: scores["seed"])
-        for scores in rows[1:]:
-            others = different(rows[0].get("settings") or {}, scores.get("settings") or {})
+    for name, (first, *rest) in found.items():
+        for other in rest:
+            apart = differences(first.get("settings", {}), other.get("settings", {}))
             require(
-                not others,
-                f"{results / 'rows'}: {name}: seeds {rows[0]['seed']} and {scores['seed']} were trained with different "
-                f"settings ({', '.join(others[:3])}); delete the older and train it again",
+                not apart,
+                f"{results / 'rows'}: {name}: seeds {first['seed']} and {other['seed']} were trained with different "
+                f"settings ({', '.join(each.name for each in apart[:3])}); delete the older and train it again",
             )
     return {name: found[name] for name in (*ROWS, *sorted(found.keys() - ROWS.keys())) if name in found}
+
+
+def headings(rows: Rows) -> dict[str, Heading]:
+    """Give the headings of all scores, by name; the headline first."""
+    return {name: Heading(*of) for found in rows.values() for row in found for name, of in row["headings"].items()}
 
 
 def write(results: Path) -> dict[str, Path]:
@@ -46,117 +64,181 @@ def write(results: Path) -> dict[str, Path]:
         What each is, and its path.
     """
     rows = read_rows(results)
+    scores = headings(rows)
+    headline = next(iter(scores))
     places = {"table": results / "table.md", "table as CSV": results / "table.csv"}
+    table = table_lines(rows)
     with atomic_file(places["table"]) as file:
-        file.write_text(markdown(rows))
-    write_csv(places["table as CSV"], csv_rows(rows))
-    parts: dict[str, tuple[Callable, Callable]] = {
-        "em_steps": (em_steps, plots.em_steps),
-        "other_k": (other_k, plots.other_k),
-        "convergence": (convergence, plots.convergence),
+        file.write_text(markdown(rows, table))
+    _write_csv(places["table as CSV"], table)
+    by_k = lines_of(rows, lambda row: row.get("other_k", []), ("objects", "num_components"), scores)
+    followed = ("log_likelihood", "q", "fell")
+    climbs = lines_of(rows, lambda row: row.get("convergence", []), ("variant", "step"), followed)
+    parts: dict[str, tuple[list[Line], Callable[..., Figure]]] = {
+        "em_steps": (em_steps(rows), plots.em_steps),
+        "other_k": (by_k, plots.other_k),
+        "convergence": (climbs, plots.convergence),
     }
-    for name, (collect, draw) in parts.items():
-        lines = collect(rows)
+    kmeans = spread(row["scores"]["test"]["all"][headline] for row in rows.get("kmeans", [])).mean
+    for name, (lines, draw) in parts.items():
         if lines:
-            write_csv(results / f"{name}.csv", lines)
-            places[f"{name}.csv"], places[f"{name}.png"] = results / f"{name}.csv", results / f"{name}.png"
+            places |= {f"{name}.csv": results / f"{name}.csv", f"{name}.png": results / f"{name}.png"}
+            _write_csv(places[f"{name}.csv"], lines)
             with atomic_file(places[f"{name}.png"]) as file:
-                draw(lines, baseline(rows)).savefig(file, format="png", dpi=130)
+                draw(lines, headline, scores[headline].title, kmeans).savefig(file, format="png", dpi=130)
     return places
 
 
-def baseline(rows: Rows) -> float | None:
-    """AMI (max) of k-means on the test images."""
-    return mean_and_deviation(score(row, "test", "all", "ami_max") for row in rows.get("kmeans", []))[0]
+def spread(values: Iterable[float | None]) -> Spread:
+    """Give mean and sample standard deviation of those that are not None."""
+    return Spread.of([value for value in values if value is not None])
 
 
-def csv_rows(rows: Rows) -> list[dict]:
-    """``table.csv``: a line for each row, split and subset."""
+def lines_of(
+    rows: Rows, entries: Callable[[dict[str, Any]], list[Line]], keys: Sequence[str], names: Collection[str]
+) -> list[Line]:
+    """Give a line for each row and each value of ``keys``: mean and deviation over seeds of each of ``names``.
+
+    Args:
+        rows: the scores.
+        entries: gives what is measured of one seed, an entry for each value of ``keys``, with ``images``.
+        keys: what tells the entries of a seed apart, such as ``steps``.
+        names: of the numbers.
+    """
     lines = []
-    for name, found in rows.items():
-        how = {
-            "epochs_mean": mean_and_deviation(row.get("epochs") for row in found)[0],
-            "epochs_std": mean_and_deviation(row.get("epochs") for row in found)[1],
-            "planned_epochs": found[0].get("planned_epochs"),
-            "stop": stops(found).replace("*", ""),
-            "seconds_mean": mean_and_deviation(row.get("seconds") for row in found)[0],
-            "command": command(found).replace("`", ""),
-        }
-        for stage, stage_title in STAGES.items():
-            for subset in SUBSETS:
-                images = found[0]["scores"][stage][subset]["images"]
-                values = over_seeds([row["scores"][stage][subset] for row in found])
-                lines.append({"row": name, "split": stage_title, "subset": subset, "images": images, **values, **how})
-    return lines
-
-
-def over_seeds(found: Sequence[Mapping]) -> dict[str, float | int | None]:
-    """``seeds``, and mean and deviation of each score."""
-    values: dict[str, float | int | None] = {"seeds": len(found)}
-    for name in SCORES:
-        values[f"{name}_mean"], values[f"{name}_std"] = mean_and_deviation(of[name] for of in found)
-    return values
-
-
-def em_steps(rows: Rows) -> list[dict]:
-    """A line for each row and T: trained once and evaluated at every T, or trained at that T."""
-    lines = []
-    for name, found in rows.items():
-        with_steps = [row for row in found if "by_step" in row]
-        for step in range(min((len(row["by_step"]) for row in with_steps), default=0)):
-            values = over_seeds([row["by_step"][step] for row in with_steps])
-            trained = with_steps[0]["num_steps"]
-            lines.append(
-                {"row": name, "title": found[0]["title"], "trained_steps": trained, "steps": step + 1, **values}
-            )
-    own = {row["num_steps"] for row in rows.get("recipe", [])}
-    at = [found for name, found in rows.items() if name.startswith("recipe_T") and found[0]["num_steps"] not in own]
-    if at and "recipe" in rows:
-        at.append(rows["recipe"])
-    for found in sorted(at, key=lambda found: found[0]["num_steps"]):
-        steps = found[0]["num_steps"]
-        values = over_seeds([row["scores"]["test"]["all"] for row in found])
-        lines.append({"row": "recipe_T", "title": "our recipe, trained at T", "trained_steps": steps, "steps": steps})
-        lines[-1] |= values
-    return lines
-
-
-def other_k(rows: Rows) -> list[dict]:
-    """A line for each row, number of objects and K."""
-    lines = []
-    for name, found in rows.items():
+    for row, found in rows.items():
         cases = defaultdict(list)
-        for row in found:
-            for case in row.get("other_k", []):
-                cases[case["objects"], case["num_components"]].append(case)
-        for (objects, k), of_seeds in sorted(cases.items()):
-            head = {"row": name, "title": found[0]["title"], "objects": objects, "num_components": k}
-            lines.append({**head, "images": of_seeds[0]["images"], **over_seeds(of_seeds)})
+        for entry in (entry for seed in found for entry in entries(seed)):
+            cases[tuple(entry[key] for key in keys)].append(entry)
+        for case, of_seeds in cases.items():
+            head = {"row": row, "title": found[0]["title"], **dict(zip(keys, case, strict=True))}
+            images = ", ".join(map(str, sorted({entry["images"] for entry in of_seeds})))
+            lines.append({**head, "images": images, "seeds": len(of_seeds)})
+            for name in names:
+                over_seeds = spread(entry.get(name) for entry in of_seeds)
+                lines[-1] |= {f"{name}_mean": over_seeds.mean, f"{name}_std": over_seeds.deviation}
     return lines
 
 
-def convergence(rows: Rows) -> list[dict]:
-    """A line for each row, variant and step; ``fell``: the share of images whose log likelihood fell in this step."""
-    lines = []
-    for name, found in rows.items():
-        variants = defaultdict(list)
-        for row in found:
-            for curve in row.get("convergence", []):
-                variants[curve["title"]].append(curve)
-        for variant, curves in variants.items():
-            for step in range(len(curves[0]["q"])):
-                values = {"seeds": len(curves)}
-                for what in ("log_likelihood", "q"):
-                    of_step = mean_and_deviation(curve[what][step] for curve in curves)
-                    values[f"{what}_mean"], values[f"{what}_std"] = of_step
-                values["fell"] = mean_and_deviation(curve["fell"][step - 1] if step else None for curve in curves)[0]
-                head = {"row": name, "title": found[0]["title"], "variant": variant, "images": curves[0]["images"]}
-                lines.append({**head, "step": step + 1, **values})
+def table_lines(rows: Rows) -> list[Line]:
+    """Give ``table.csv``: a line for each row, split and subset."""
+
+    def entries(row: dict[str, Any]) -> list[Line]:
+        how = {name: row.get(name) for name in ("epochs", "seconds")}
+        return [
+            {"split": SPLITS[stage], "subset": subset, **row["scores"][stage][subset], **how}
+            for stage in SPLITS
+            for subset in SUBSETS
+        ]
+
+    lines = lines_of(rows, entries, ("split", "subset"), (*headings(rows), "epochs", "seconds"))
+    for line in lines:
+        found = rows[line["row"]]
+        line |= {"planned_epochs": found[0].get("planned_epochs", ""), "stop": stops(found), "command": command(found)}
     return lines
 
 
-def write_csv(path: Path, lines: Sequence[Mapping]) -> None:
+def em_steps(rows: Rows) -> list[Line]:
+    """Give a line for each row and T: trained once and tested at several T, or trained at that T."""
+    tested = lines_of(
+        rows,
+        lambda row: [{"trained_steps": row["num_steps"], **entry} for entry in row.get("by_step", [])],
+        ("trained_steps", "steps"),
+        headings(rows),
+    )
+    others = [row for name, found in rows.items() if name.startswith("steps_T") for row in found]
+    at_t = [{**row, "title": "RNN-EM, trained at T"} for row in (*others, *rows.get("rnn_em", [])) if others]
+    trained = lines_of(
+        {"steps_T": sorted(at_t, key=lambda row: row["num_steps"])},
+        lambda row: [dict.fromkeys(("trained_steps", "steps"), row["num_steps"]) | row["scores"]["test"]["all"]],
+        ("trained_steps", "steps"),
+        headings(rows),
+    )
+    return tested + trained
+
+
+def stops(found: Sequence[Mapping[str, Any]]) -> str:
+    """Say why the runs of a row stopped, such as ``4 early stopping, 1 cut short after 30 of 500 epochs``."""
+    said = Counter(
+        f"cut short after {row['epochs']} of {row['planned_epochs']} epochs"
+        if row["stop"] == "cut short"
+        else row["stop"]
+        for row in found
+        if "stop" in row
+    )
+    return ", ".join(what if len(said) == 1 else f"{count} {what}" for what, count in said.items()) or "-"
+
+
+def command(found: Sequence[Mapping[str, Any]]) -> str:
+    """Give the command of a row, all seeds in one."""
+    commands = {row["command"].replace(f"seed={row['seed']}", "seed=<seed>") for row in found if "command" in row}
+    return ", ".join(sorted(commands)) or "-"
+
+
+def markdown(rows: Rows, table: Sequence[Line]) -> str:
+    """Give ``table.md``."""
+    scores = headings(rows)
+    headline = next(iter(scores))
+    lines = {(line["row"], line["split"], line["subset"]): line for line in table}
+
+    def cell(row: str, name: str, split: str = "test", subset: str = "all") -> str:
+        return text(lines[row, split, subset], name, scores[name].format)
+
+    titles, first = [heading.title for heading in scores.values()], scores[headline].title
+    parts = [f"{first}, {SUBSETS[subset]}" for subset in ("overlap", "no_overlap")]
+    summary = [["", "seeds", "images", *titles, *parts, "epochs", "stopped by"]]
+    changed = [["", "seeds", *(f"{first}, {split}" for split in SPLITS.values()), "images", *titles[1:]]]
+    everything = [["", "images", "", *titles]]
+    training = [["", "command", "hours a run", "machine", "weights"]]
+    for row, found in rows.items():
+        line = lines[row, "test", "all"]
+        title, seeds, images = line["title"], str(line["seeds"]), line["images"]
+        if row.startswith("ablation_") or row == "rnn_em":
+            both = [cell(row, headline, split) for split in SPLITS.values()]
+            changed.append([title, seeds, *both, images, *(cell(row, name) for name in scores if name != headline)])
+        if not row.startswith("ablation_"):
+            cells = [cell(row, name) for name in scores]
+            cells += [cell(row, headline, subset=subset) for subset in ("overlap", "no_overlap")]
+            stop = line["stop"].replace("cut short", "**cut short**")
+            summary.append([title, seeds, images, *cells, text(line, "epochs", ".1f"), stop])
+        for split in SPLITS.values():
+            for subset, said in SUBSETS.items():
+                everything.append([title, split, said, *(cell(row, name, split, subset) for name in scores)])
+        if "command" in found[0]:
+            hours = {f"seconds_{part}": line[f"seconds_{part}"] / 3600 for part in ("mean", "std")}
+            how = [", ".join(sorted({_machine(row["machine"]) for row in found}))]
+            how += [", ".join(sorted({row["weights"] for row in found}))]
+            training.append([title, f"`{line['command']}`", text(hours, "seconds", ".2f"), *how])
+    sections = {
+        "Test images": summary,
+        "RNN-EM with one thing changed": changed,
+        "All scores": everything,
+        "How they were trained": training,
+    }
+    shown = [f"\n## {title}\n\n{as_markdown(cells)}\n" for title, cells in sections.items() if cells[1:]]
+    return INTRO + "".join(shown)
+
+
+def text(line: Mapping[str, Any], name: str, form: str) -> str:
+    """Give ``mean ± deviation``, of a format."""
+    mean, deviation = line[f"{name}_mean"], line[f"{name}_std"]
+    if mean != mean:
+        return "-"
+    return f"{mean:{form}}" + (f" ± {deviation:{form}}" if deviation == deviation else "")
+
+
+def as_markdown(cells: Sequence[Sequence[str]]) -> str:
+    """Give a Markdown table; the first line is its head."""
+    lines = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return f"{machine['device']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}"
+
+
+def _write_csv(path: Path, lines: Sequence[Line]) -> None:
     with atomic_file(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows({name: "" if value != value else value for name, value in line.items()} for line in lines)

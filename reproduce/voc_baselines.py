@@ -6,7 +6,6 @@ without a random draw ignore the seed. Colours are RGB as they come, as in RNN-E
 
 import functools
 import warnings
-from collections.abc import Callable
 from operator import itemgetter
 
 import numpy as np
@@ -14,7 +13,7 @@ from skimage import graph, segmentation
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-Baseline = Callable[[np.ndarray, int, int], np.ndarray]
+from reproduce.baselines import STARTS, Label
 
 
 def colour_k_means(image: np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -60,7 +59,7 @@ def whole_image(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
     return np.zeros(image.shape[:2], dtype=int)
 
 
-BASELINES: dict[str, Baseline] = {
+BASELINES: dict[str, Label] = {
     "colour k-means": colour_k_means,
     "position + colour k-means": position_colour_k_means,
     "SLIC merged": slic,
@@ -118,7 +117,7 @@ def _k_means(features: np.ndarray, k: int, seed: int) -> np.ndarray:
     """(H, W, F) -> (H, W)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer than K colours: fewer than K segments
-        found = KMeans(k, n_init=10, random_state=seed).fit_predict(features.reshape(-1, features.shape[2]))
+        found = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(features.reshape(-1, features.shape[2]))
     return found.reshape(features.shape[:2])
 
 

@@ -3,19 +3,18 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 from torch import Tensor
 
 from nem_lightning.figures import groups_colours, image_pixels
 from nem_lightning.files import atomic_file
-from nem_lightning.scores.best_overlap import VOID
-from reproduce.page import table
-from reproduce.voc_scores import Images, Summary
+from reproduce.tables import as_markdown
+from reproduce.voc_scores import Summary
 
 TRUTH = "true classes"
 SHOWN = 8  # images in the picture
@@ -39,24 +38,28 @@ NOTES = (
 )
 
 
-def tables(result: dict) -> list[tuple[str, list[list[str]]]]:
-    """Titles, and rows of text, the first one the headings."""
+def tables(result: dict[str, Any]) -> str:
+    """Give the tables as Markdown."""
     scores, settings = result["scores"], result["settings"]
     title = (
         f"Pascal VOC 2012, {settings['images']} {settings['split']} images ({settings['with_instance_masks']} with "
         f"instance masks), {settings['size']} x {settings['size']}, K={settings['num_components']}"
     )
-    rows = [["", *COLUMNS.values()], ["images", *(_images(scores, column) for column in COLUMNS)]]
-    rows += [["largest standard error", *(_standard_error(scores, column) for column in COLUMNS)]]
+    columns = {name: [of[name] for of in scores.values() if of.get(name)] for name in COLUMNS}
+    errors = {name: [one.standard_error or 0 for one in of if one.images > 1] for name, of in columns.items()}
+    rows = [["", *COLUMNS.values()]]
+    rows += [["images", *(str(max([one.images for one in of], default=0)) for of in columns.values())]]
+    rows += [["largest standard error", *(f"{max(of):.3f}" if of else "-" for of in errors.values())]]
     rows += [[name, *(_cell(of.get(column)) for column in COLUMNS)] for name, of in scores.items()]
-    found = [(title, rows)]
+    shown = [f"**{title}**\n\n{as_markdown(rows)}\n\n"]
+    compared = result["agreement"]
     for index, name in (("ami", "AMI (max)"), ("ari", "ARI")):
-        compared = result["agreement"]
-        columns = list(dict.fromkeys(column for of in compared.values() for column in of if column.startswith(index)))
-        rows = [["", *(column.removeprefix(f"{index} with ") for column in columns)]]
-        rows += [[name, *(_cell(of.get(column)) for column in columns)] for name, of in compared.items()]
-        found.append((f"Agreement with other groupings, {name}", rows))
-    return found
+        start = f"{index} with "
+        names = list(dict.fromkeys(each for of in compared.values() for each in of if each.startswith(start)))
+        rows = [["", *(each.removeprefix(start) for each in names)]]
+        rows += [[method, *(_cell(of.get(each)) for each in names)] for method, of in compared.items()]
+        shown.append(f"**Agreement with other groupings, {name}**\n\n{as_markdown(rows)}\n\n")
+    return "".join(shown)
 
 
 def _cell(value: Summary | None) -> str:
@@ -65,97 +68,69 @@ def _cell(value: Summary | None) -> str:
     return f"{value.mean:.3f}" + (f" ± {value.sd_over_runs:.3f}" if (value.sd_over_runs or 0) >= SMALLEST_SD else "")
 
 
-def _images(scores: dict, column: str) -> str:
-    return str(max(of[column].images if of.get(column) else 0 for of in scores.values()))
-
-
-def _standard_error(scores: dict, column: str) -> str:
-    errors = [of[column].standard_error for of in scores.values() if of.get(column)]
-    errors = [error for error in errors if error is not None]
-    return f"{max(errors):.3f}" if errors else "-"
-
-
-def show(result: dict, console: Console) -> None:
+def show(result: dict[str, Any], console: Console) -> None:
     """Print the tables."""
-    for title, (heading, *rows) in tables(result):
-        shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for i, column in enumerate(heading):
-            shown.add_column(column, justify="right" if i else "left", no_wrap=not i)
-        for row in rows:
-            shown.add_row(*row)
-        console.print(shown)
-    for note in NOTES:
-        console.print(note, highlight=False)
+    console.print(Markdown(tables(result) + "\n\n".join(NOTES)))
 
 
-def write(result: dict, groupings: dict[str, Tensor], images: Images, folder: Path, stem: str) -> dict[str, Path]:
-    """Write the tables (.md, .csv), everything (.json) and the picture; what each is, and its path.
+def write(result: dict[str, Any], picture: Figure, folder: Path, stem: str) -> dict[str, Path]:
+    """Write the tables (.md, .csv), everything (.json) and the picture. Gives what each is, and its path.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    places = {"table": ".md", "rows": ".csv", "everything": ".json", "picture": ".png"}
-    places = {name: folder / f"{stem}{suffix}" for name, suffix in places.items()}
+    kinds = {"table": ".md", "rows": ".csv", "everything": ".json", "picture": ".png"}
+    places = {name: folder / f"{stem}{suffix}" for name, suffix in kinds.items()}
+    settings = result["settings"]
+    trained = [
+        f"RNN-EM: `{of['file']}`, seed {of['seed']}, {of['epochs']} epochs, {of['updates']} updates.\n\n"
+        for of in settings["checkpoints"]
+    ]
+    said = (
+        f"Images are squashed to squares of {settings['size']} pixels (means over areas; masks by the nearest pixel), "
+        f"colours in [0, 1]. The paper leaves the resolution, K, the number of steps ({settings['num_steps'] or '-'} "
+        "here) and the split open."
+    )
     with atomic_file(places["table"]) as path:
-        path.write_text(_markdown(result))
+        path.write_text(tables(result) + "".join(trained) + "\n\n".join([said, *NOTES]) + "\n")
     with atomic_file(places["rows"]) as path, open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "score", *Summary._fields])
-        for part in ("scores", "agreement"):
-            writer.writerows(
-                [name, score, *value] for name, of in result[part].items() for score, value in of.items() if value
-            )
+        for part in (result["scores"], result["agreement"]):
+            writer.writerows([name, score, *value] for name, of in part.items() for score, value in of.items() if value)
     with atomic_file(places["everything"]) as path:
         path.write_text(json.dumps(_plain(result), indent=1) + "\n")
     with atomic_file(places["picture"]) as path:
-        picture(groupings, images).savefig(path, format="png")
+        picture.savefig(path, format="png")
     return places
 
 
-def _markdown(result: dict) -> str:
-    lines, settings = [], result["settings"]
-    for title, rows in tables(result):
-        lines += [f"**{title}**", "", *table(rows), ""]
-    for of in settings["checkpoints"]:
-        lines += [f"RNN-EM: `{of['file']}`, seed {of['seed']}, {of['epochs']} epochs, {of['updates']} updates.", ""]
-    lines += [
-        f"Images are squashed to squares of {settings['size']} pixels (means over areas; masks by the nearest pixel), "
-        f"colours in [0, 1]. The paper leaves the resolution, K, the number of steps ({settings['num_steps'] or '-'} "
-        "here) and the split open.",
-        "",
-        "\n\n".join(NOTES),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _plain(value: object) -> object:
-    """Summaries as dictionaries, to any depth."""
+def _plain(value: Any) -> Any:
+    """Give summaries as dictionaries, to any depth."""
     if isinstance(value, Summary):
         return value._asdict()
     return {name: _plain(of) for name, of in value.items()} if isinstance(value, dict) else value
 
 
-def picture(groupings: dict[str, Tensor], images: Images) -> Figure:
-    """A row an image, evenly spaced over the set: the image, its true classes, and each method's first run.
+def picture(groupings: dict[str, list[Tensor]], pixels: Tensor, classes: Tensor) -> Figure:
+    """Draw a row an image, evenly spaced over the set: the image, its true classes, and each method's first run.
 
     Segments have the colours of the first method's segments that they share most pixels with; background and void
     are black in the truth.
     """
-    groupings = {name: labels[0] for name, labels in groupings.items() if name != "whole image"}
-    chosen = torch.linspace(0, len(images.pixels) - 1, min(SHOWN, len(images.pixels))).long().tolist()
-    titles = ["image", TRUTH, *groupings]
-    figure = Figure(figsize=(1.25 * len(titles) + 0.2, 1.25 * len(chosen) + 0.5), layout="constrained", dpi=120)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    methods = {name: runs[0] for name, runs in groupings.items() if name != "whole image"}
+    chosen = torch.linspace(0, len(pixels) - 1, min(SHOWN, len(pixels))).long().tolist()
+    titles = ["image", TRUTH, *methods]
+    size = (1.25 * len(titles) + 0.2, 1.25 * len(chosen) + 0.5)
+    figure = Figure(figsize=size, layout="constrained", dpi=120)
     axes = figure.subplots(len(chosen), len(titles), squeeze=False)
     for row, index in zip(axes, chosen, strict=True):
-        first = next(iter(groupings.values()))[index]
-        classes = images.masks["class"][index]
-        pictures = [image_pixels(images.pixels[index]), groups_colours(torch.where(classes == VOID, 0, classes), first)]
-        pictures += [groups_colours(labels[index] + 1, first) for labels in groupings.values()]
-        for ax, shown in zip(row, pictures, strict=True):
-            ax.imshow(shown, vmin=0, vmax=1, interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set(visible=False)
+        first = next(iter(methods.values()))[index]
+        groups = [classes[index], *(labels[index] + 1 for labels in methods.values())]
+        shown = [image_pixels(pixels[index]), *(groups_colours(of, first) for of in groups)]
+        for ax, colours in zip(row, shown, strict=True):
+            ax.imshow(colours, vmin=0, vmax=1, interpolation="nearest")
+            ax.axis("off")
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title.replace(" k-means", "\nk-means").replace(" merged", "\nmerged"), fontsize=8)
     return figure

@@ -1,32 +1,20 @@
 """What is measured of a way to part images into segments, image by image, and its summary.
 
-Labels are (R, N, H, W): R runs (checkpoints, or seeds of a baseline), N images. Scores are (R, N), NaN for an image
-that has none.
+Labels are (N, H, W), integers from 0, masks (N, H, W): 0 is background, -1 is void. Scores are (N,) float64, NaN for an
+image that has none.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from nem_lightning.scores.best_overlap import VOID, mean_best_overlap
-from nem_lightning.scores.mutual_information import adjusted_mutual_information, adjusted_rand_index
+from nem_lightning.scores.best_overlap import mean_best_overlap
+from nem_lightning.scores.mutual_information import adjusted_mutual_information
+from nem_lightning.scores.rand_index import adjusted_rand_index
 
-KINDS = ("class", "instance")
 USED = 0.01  # a segment that holds this share of the pixels is counted as used
-BATCH = 64
-
-
-@dataclass
-class Images:
-    """The images that everything is scored on, with their official masks (0 background, 255 void)."""
-
-    pixels: Tensor
-    """(N, 3, H, W) in [0, 1]."""
-    masks: dict[str, Tensor]
-    """By kind, (N, H, W) integers; void everywhere where an image has no such mask."""
 
 
 class Summary(NamedTuple):
@@ -42,8 +30,11 @@ class Summary(NamedTuple):
     runs: int
 
 
+Summaries = dict[str, Summary | None]
+
+
 def summary(scores: Tensor) -> Summary | None:
-    """(R, N) -> mean and spread; none where no image has the score."""
+    """Give mean and spread of (R, N) scores of R runs; None if no image has the score."""
     scores = scores[:, ~scores.isnan().any(0)]
     runs, images = scores.shape
     if not images:
@@ -58,36 +49,37 @@ def summary(scores: Tensor) -> Summary | None:
     )
 
 
-def against_truth(labels: Tensor, images: Images) -> dict[str, Tensor]:
-    """Foreground adjusted Rand index and mean best overlap, by each kind of mask.
+def summaries(runs: Sequence[Tensor], measure: Callable[[Tensor], Mapping[str, Tensor]]) -> Summaries:
+    """Measure the labels of each run, and give the summary of each score by its name."""
+    found = [measure(labels) for labels in runs]
+    return {name: summary(torch.stack([scores[name] for scores in found])) for name in found[0]}
 
-    ``ari_...`` is over the pixels of objects alone. An image with one object has a foreground ARI of 1 where the
-    object lies in one segment and of 0 where it does not, whatever else is found; ``ari_..._2+`` is over the images
+
+def against_truth(labels: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give foreground adjusted Rand index and mean best overlap, by each kind of mask.
+
+    ``ari_...`` is over the pixels of objects alone. An image with one object has a foreground ARI of 1 if the
+    object lies in one segment, else of 0, whatever else is found; ``ari_..._2+`` is over the images
     with at least two objects.
     """
     scores = {}
-    for kind in KINDS:
-        mask = images.masks[kind]
-        objects = torch.where(mask == VOID, 0, mask)
-        scores[f"mbo_{kind}"] = _each(mean_best_overlap, labels, mask)
-        scores[f"ari_{kind}"] = _each(adjusted_rand_index, labels, objects)
-        single = torch.tensor([len(one.unique()) - (one == 0).any().int() < 2 for one in objects])
+    for kind, mask in masks.items():
+        scores[f"mbo_{kind}"] = mean_best_overlap(labels, mask)
+        scores[f"ari_{kind}"] = adjusted_rand_index(labels, mask)
+        single = torch.tensor([len(one[one > 0].unique()) < 2 for one in mask])
         scores[f"ari_{kind}_2+"] = scores[f"ari_{kind}"].masked_fill(single, torch.nan)
     return scores
 
 
-def by_colour(labels: Tensor, images: Images) -> dict[str, Tensor]:
-    """``colour_r2``, the share of colour variance that the segments explain, and ``segments``, how many hold at least
-    one pixel in a hundred."""
-    share = torch.stack([(labels == k).double().mean((2, 3)) for k in range(int(labels.max()) + 1)])
-    return {
-        "colour_r2": torch.stack([explained_colour(run, images.pixels) for run in labels]),
-        "segments": (share >= USED).sum(0).double(),
-    }
+def by_colour(labels: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+    """Give ``colour_r2``, the share of colour variance that the segments explain, and ``segments``, how many of them
+    hold at least one pixel in a hundred."""
+    share = torch.stack([(labels == k).double().mean((1, 2)) for k in range(int(labels.max()) + 1)])
+    return {"colour_r2": explained_colour(labels, pixels), "segments": (share >= USED).sum(0).double()}
 
 
 def explained_colour(labels: Tensor, pixels: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Variance of colour between segments over its variance: 1 - (squares about segment means) / (about the mean).
+    """Give variance of colour between segments over its variance: 1 - (squares about segment means) / (about the mean).
 
     Args:
         labels: (N, H, W), integers from 0.
@@ -109,21 +101,15 @@ def explained_colour(labels: Tensor, pixels: Tensor, counted: Tensor | None = No
     return torch.where(total > 0, between / total, torch.nan)
 
 
-def agreement(labels: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    """Adjusted mutual information (max) and adjusted Rand index with another grouping, over all its pixels but void.
+def agreement(labels: Tensor, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give adjusted mutual information (max) and adjusted Rand index with other groupings, over all pixels but void.
 
     Args:
-        labels: (R, N, H, W).
-        reference: (N, H, W), integers; its background is a group like the others.
+        labels: (N, H, W).
+        references: by name, (N, H, W), integers from -1; a background is a group like the others.
     """
-    groups = torch.where(reference == VOID, 0, reference + 1)
-    return {
-        "ami": _each(adjusted_mutual_information, labels, groups),
-        "ari": _each(adjusted_rand_index, labels, groups),
-    }
-
-
-def _each(score: Callable[[Tensor, Tensor], Tensor], labels: Tensor, groups: Tensor) -> Tensor:
-    """(R, N, H, W), (N, H, W) -> (R, N), in batches."""
-    parts = list(zip(labels.split(BATCH, dim=1), groups.split(BATCH), strict=True))
-    return torch.stack([torch.cat([score(one[run], of) for one, of in parts]) for run in range(len(labels))])
+    scores = {}
+    for name, reference in references.items():
+        scores[f"ami with {name}"] = adjusted_mutual_information(labels, reference + 1)
+        scores[f"ari with {name}"] = adjusted_rand_index(labels, reference + 1)
+    return scores

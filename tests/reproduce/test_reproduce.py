@@ -2,23 +2,23 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
-from tiny import few_shapes
+from hydra.utils import instantiate
 
-from nem_lightning.datamodules.base import TensorImages
+from nem_lightning.datamodules.base import TensorFrames
+from nem_lightning.datamodules.shapes import ShapesDataModule
 from nem_lightning.errors import InputError
+from nem_lightning.runs.settings import comparable, differences
 from nem_lightning.training import checkpoints
-from reproduce import __main__, rows, scoring, shipping, tables, training
-from reproduce.evaluation import Evaluator, row_path
+from reproduce import __main__, rows, shipped, tables
+from reproduce.evaluation import Evaluator
+
+HEADINGS = {"ami_max": ["AMI (max)", ".4f"], "reconstruction_error": ["reconstr. error", ".4f"]}
 
 
 @pytest.mark.parametrize("text", ["x", "", "0,,1", "-1", "1.5"])
@@ -28,58 +28,49 @@ def test_seeds_that_are_none(text):
 
 
 def test_rows_by_name():
-    assert [row.name for row in rows.select("nem,baselines")] == ["nem", "kmeans", "gmm", "components", "chance"]
+    chosen = rows.select("nem_published,baselines")
+    assert [row.name for row in chosen] == ["nem_published", "kmeans", "gmm", "components", "chance"]
     assert len(rows.select("all")) == len(rows.ROWS)
-    with pytest.raises(InputError, match="there is no row 'recipes'; rows are all, baselines"):
-        rows.select("nem,recipes")
+    with pytest.raises(InputError, match="there is no row 'recipe'; rows are all, baselines"):
+        rows.select("nem,recipe")
 
 
-def test_rows_compose():
-    """Each row is what its title says; the recipe's own T is trained once."""
-    for row in rows.ROWS.values():
-        if row.is_trained:
-            config = rows.settings(row)
-            target = config.model.em.m_step._target_.rpartition(".")[2]
-            assert target == ("GradientMStep" if row.name == "nem" else "RecurrentMStep")
-            if row in rows.EM_STEPS:
-                assert config.model.num_steps == int(row.name.removeprefix("recipe_T"))
-    own = [row.name for row in rows.EM_STEPS if rows.is_the_recipe_itself(row)]
-    assert own in ([], [f"recipe_T{rows.settings(rows.ROWS['recipe']).model.num_steps}"])
+def test_rows_compose_and_an_ablation_changes_one_setting():
+    best = rows.settings(rows.ROWS["rnn_em"])
+    for row in rows.GROUPS["trained"]:
+        assert rows.settings(row)["model"]["m_step"]["_target_"].endswith(
+            "GradientMStep" if row.name.startswith("nem") else "RecurrentMStep"
+        )
+    for row in rows.GROUPS["steps"]:
+        assert row.name == f"steps_T{rows.settings(row)['model']['num_steps']}" != "steps_T10"
+    assert best["model"]["num_steps"] == 10
+    for row in rows.GROUPS["ablations"]:
+        assert len(differences(best, rows.settings(row))) == 1, row.name
     with pytest.raises(InputError, match=r"nem: .*nonsense"):
         rows.settings(rows.ROWS["nem"], ("nonsense=1",))
 
 
-def test_a_run_that_is_cut_short_has_its_own_folder_and_says_so(tmp_path):
-    row = rows.ROWS["nem"]
-    whole, cut = (training.Run(row, 1, tmp_path, epochs) for epochs in (9999, 30))
-    assert whole.command == "python train.py experiment=nem_shapes seed=1"
-    assert cut.command == "python train.py experiment=nem_shapes seed=1 trainer.max_epochs=30"
-    assert whole.folder != cut.folder
-
-
-def write_scores(results: Path, row: str, seed: int, ami: float, **more) -> None:
-    """Made-up scores of a row."""
-    of_subset = {"images": 8, "scored": 8, "ami_max": ami, "ami_arithmetic": ami, "ari": ami}
+def write_scores(results: Path, row: str, seed: int, ami: float, **more) -> Path:
+    """Make up scores of a row."""
+    of_subset = {"images": 8, "scored": 8, "ami_max": ami}
     of_subset["reconstruction_error"] = 0.01 * ami if "epochs" in more else None
-    of_stage = {subset: of_subset for subset in scoring.SUBSETS}
+    of_stage = dict.fromkeys(("all", "overlap", "no_overlap"), of_subset)
     scores = {
         "row": row,
         "title": row.upper(),
         "seed": seed,
         "images": 8,
-        "scores": {"val": of_stage, "test": of_stage},
+        "headings": HEADINGS,
+        "fingerprint": "made up",
     }
+    scores |= {"machine": {"device": "A", "threads": 1, "cores": 2, "torch": "2"}, "scores": {"val": of_stage}}
+    scores["scores"]["test"], scores["fingerprint"] = of_stage, "made up"
     if "epochs" in more:
-        more = {
-            "command": f"python train.py seed={seed}",
-            "seconds": 1800,
-            "trained_on": None,
-            "weights": "float32",
-            **more,
-        }
-    path = row_path(results, row, seed)
+        scores |= {"command": f"python train.py seed={seed}", "seconds": 1800, "weights": "float32"}
+    path = rows.row_path(results, row, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**scores, **more}))
+    return path
 
 
 EARLY = {"epochs": 12, "planned_epochs": 500, "stop": "early stopping", "num_steps": 2}
@@ -90,36 +81,34 @@ def test_tables_from_scores(tmp_path):
     write_scores(tmp_path, "kmeans", 0, 0.8)
     for seed, ami in enumerate((0.70, 0.72, 0.77)):
         write_scores(tmp_path, "nem", seed, ami, **(CUT if seed == 2 else EARLY))
-        steps = [
-            {"ami_max": share * ami, "ami_arithmetic": 0, "ari": 0, "reconstruction_error": 0} for share in (0.5, 1)
-        ]
-        write_scores(tmp_path, "recipe", seed, ami + 0.1, **EARLY, by_step=steps)
-        write_scores(tmp_path, "recipe_T7", seed, ami, **{**EARLY, "num_steps": 7})
-        write_scores(tmp_path, "without_noise", seed, ami - 0.2, **EARLY)
+        steps = [{"steps": T, "images": 8, "ami_max": T / 2 * ami, "reconstruction_error": 0} for T in (1, 2)]
+        write_scores(tmp_path, "rnn_em", seed, ami + 0.1, **EARLY, by_step=steps)
+        write_scores(tmp_path, "steps_T7", seed, ami, **{**EARLY, "num_steps": 7})
+        write_scores(tmp_path, "ablation_one_start", seed, ami - 0.2, **EARLY)
     places = tables.write(tmp_path)
     assert all(path.stat().st_size > 100 for path in places.values())
     assert "em_steps.png" in places and "other_k.csv" not in places
     text = places["table"].read_text()
-    assert "| KMEANS | 1 | 8 | 0.8000 | 0.8000 | 0.8000 | - |" in text
+    assert "| KMEANS | 1 | 8 | 0.8000 | - |" in text
     assert "| NEM | 3 | 8 | 0.7300 ± 0.0361 |" in text  # sample deviation of 0.70, 0.72, 0.77
-    assert "| RECIPE | 3 | 0.8300 ± 0.0361 | 0.8300 ± 0.0361 | 8 | 0.0083 ± 0.0004 |" in text
-    assert "| WITHOUT_NOISE | 3 | 0.5300 ± 0.0361 | 0.5300 ± 0.0361 | 8 |" in text
+    assert "| RNN_EM | 3 | 0.8300 ± 0.0361 | 0.8300 ± 0.0361 | 8 | 0.0083 ± 0.0004 |" in text
+    assert "| ABLATION_ONE_START | 3 | 0.5300 ± 0.0361 | 0.5300 ± 0.0361 | 8 |" in text
     assert "9.0 ± 5.2 | 2 early stopping, 1 **cut short** after 3 of 500 epochs |" in text
-    assert "| `python train.py seed=<seed>` | 0.50 ± 0.00 | not noted | float32 |" in text
+    assert "| `python train.py seed=<seed>` | 0.50 ± 0.00 | A, 1 of 2 cores, torch 2 | float32 |" in text
     with open(tmp_path / "table.csv") as file:
         found = {(line["row"], line["split"], line["subset"]): line for line in csv.DictReader(file)}
     line = found["nem", "validation", "overlap"]
     assert float(line["ami_max_mean"]) == pytest.approx(0.73) and float(line["ami_max_std"]) == pytest.approx(0.0360555)
+    assert found["kmeans", "test", "all"]["ami_max_std"] == ""
     with open(tmp_path / "em_steps.csv") as file:
-        lines = [
-            (line["row"], int(line["steps"]), round(float(line["ami_max_mean"]), 4)) for line in csv.DictReader(file)
-        ]
-    assert lines == [("recipe", 1, 0.365), ("recipe", 2, 0.73), ("recipe_T", 2, 0.83), ("recipe_T", 7, 0.73)]
+        lines = [(line["row"], int(line["steps"]), float(line["ami_max_mean"])) for line in csv.DictReader(file)]
+    assert [line[:2] for line in lines] == [("rnn_em", 1), ("rnn_em", 2), ("steps_T", 2), ("steps_T", 7)]
+    assert [line[2] for line in lines] == pytest.approx([0.415 - 0.05, 0.73, 0.83, 0.73])
 
 
 def test_seeds_of_different_settings_make_no_row(tmp_path):
-    write_scores(tmp_path, "nem", 0, 0.7, **EARLY, settings={"model": {"num_steps": 5}})
-    write_scores(tmp_path, "nem", 1, 0.7, **EARLY, settings={"model": {"num_steps": 6}})
+    write_scores(tmp_path, "nem", 0, 0.7, **EARLY, settings={"model.num_steps": 5})
+    write_scores(tmp_path, "nem", 1, 0.7, **EARLY, settings={"model.num_steps": 6})
     with pytest.raises(InputError, match=r"nem: seeds 0 and 1 .* different settings \(model.num_steps\)"):
         tables.write(tmp_path)
 
@@ -127,62 +116,75 @@ def test_seeds_of_different_settings_make_no_row(tmp_path):
 def test_scores_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="no scores in it"):
         tables.write(tmp_path)
-    write_scores(tmp_path, "nem", 0, 0.7)
-    path = row_path(tmp_path, "nem", 0)
-    path.write_text(path.read_text()[:50])
-    with pytest.raises(InputError, match=r"nem_seed0\.json: not the scores of a row"):
-        tables.write(tmp_path)
+    path = write_scores(tmp_path, "nem", 0, 0.7)
+    for damaged in (path.read_text()[:50], "[]", "{}"):
+        path.write_text(damaged)
+        with pytest.raises(InputError, match=r"nem_seed0\.json: not the scores of a row") as error:
+            tables.write(tmp_path)
+        assert "\n" not in str(error.value)
 
 
-class FewImages:
-    def load(self, stage: str) -> TensorImages:
+def test_the_shipped_results_can_be_read():
+    """Each shipped row is one that can be trained, with its settings; each checkpoint loads."""
+    found = tables.read_rows(ROOT / "results")
+    for name, of_seeds in found.items():
+        assert {one["title"] for one in of_seeds} == {rows.ROWS[name].title}
+        if rows.ROWS[name].overrides:
+            wanted = comparable(rows.settings(rows.ROWS[name]))
+            said = {name: value for name, value in of_seeds[0]["settings"].items() if not name.startswith("trainer.")}
+            assert not differences(said, {name: wanted.get(name) for name in comparable(said)})
+    for path in (ROOT / "results" / "checkpoints").iterdir():
+        row, _, seed = path.stem.rpartition("_seed")
+        assert shipped.fingerprint(path) == rows.read(rows.row_path(ROOT / "results", row, int(seed)))["fingerprint"]
+        model = checkpoints.load_module(path, seed=0).model
+        assert type(model) is type(instantiate(rows.settings(rows.ROWS[row])["model"]))
+
+
+class FewImages(ShapesDataModule):
+    def load(self, stage: str) -> TensorFrames:
+        from test_scores_of_rows import few_shapes
+
         return few_shapes(8)
 
 
 def test_scores_of_less_do_not_replace_scores_of_more(tmp_path):
-    write_scores(tmp_path, "components", 0, 0.5, fingerprint="of another time")
+    path, row = write_scores(tmp_path, "components", 0, 0.5), rows.ROWS["components"]
     with pytest.raises(InputError, match=r"components_seed0\.json: is of 8 images, and is kept; this would be of 4"):
-        Evaluator(FewImages(), tmp_path, 4, print).baseline(rows.ROWS["components"])
-    assert json.loads(row_path(tmp_path, "components", 0).read_text())["fingerprint"] == "of another time"
+        Evaluator(FewImages("nowhere"), tmp_path, 4, print).baseline(row)
+    assert json.loads(path.read_text())["fingerprint"] == "made up"
     for count in (8, 4):  # the second finds more than it would score
-        Evaluator(FewImages(), tmp_path, count, print).baseline(rows.ROWS["components"])
-    found = json.loads(row_path(tmp_path, "components", 0).read_text())
+        Evaluator(FewImages("nowhere"), tmp_path, count, print).baseline(row)
+    found = rows.read(path)
     assert found["fingerprint"] == "components" and found["images"] == 8
     assert found["scores"]["test"]["all"]["reconstruction_error"] is None
 
 
-def save(module, path: Path, **model) -> Path:
-    torch.save({checkpoints.KEY: {"model": model}, "state_dict": module.state_dict()}, path)
+def save(module: torch.nn.Module, path: Path, **model) -> Path:
+    torch.save({checkpoints.KEY: {"model": model, "module": {}}, "state_dict": module.state_dict()}, path)
     return path
 
 
 def test_shipped_checkpoints_are_small_and_name_no_place(tmp_path):
-    module = torch.nn.Module()
-    module.em = torch.nn.Linear(700, 1000)
     target = tmp_path / "shipped.ckpt"
-    assert shipping.compact(save(module, tmp_path / "a.ckpt", num_steps=2), target) == "float16"
-    assert target.stat().st_size <= shipping.MOST_BYTES
+    assert shipped.compact(save(torch.nn.Linear(700, 1000), tmp_path / "a.ckpt", num_steps=2), target) == "float16"
     whole = target.read_bytes()
-    assert str(tmp_path).encode() not in whole
-    module.em = torch.nn.Linear(2000, 1000)
+    assert len(whole) <= shipped.MOST_BYTES and str(tmp_path).encode() not in whole
     with pytest.raises(InputError, match=r"4\.0 MB even in float16"):
-        shipping.compact(save(module, tmp_path / "b.ckpt"), target)
-    module.em = torch.nn.Linear(2, 1)
-    with pytest.raises(InputError, match=r"model\.em\.0\.path=/home/me: names a place"):
-        shipping.compact(save(module, tmp_path / "c.ckpt", em=[{"path": "/home/me"}]), target)
+        shipped.compact(save(torch.nn.Linear(2000, 1000), tmp_path / "b.ckpt"), target)
+    with pytest.raises(InputError, match=r"model\.encoder\.path=/home/me: names a place"):
+        shipped.compact(save(torch.nn.Linear(2, 1), tmp_path / "c.ckpt", encoder={"path": "/home/me"}), target)
     assert target.read_bytes() == whole
 
 
 @pytest.fixture
-def reproduce(tmp_path, data_dir, monkeypatch, capfd):
+def reproduce(tmp_path, monkeypatch, capfd):
     """``python -m reproduce`` with its folders in ``tmp_path``, in this process; gives what it printed."""
-    monkeypatch.setenv("NEM_DATA_DIR", str(data_dir))
     monkeypatch.setenv("COLUMNS", "120")
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
 
     def run(*arguments: str, status: int = 0) -> str:
         capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["reproduce", *folders, *arguments])
+        monkeypatch.setattr(sys, "argv", ["reproduce", *arguments, *folders])
         with pytest.raises(SystemExit) as stopped:
             __main__.main()
         assert stopped.value.code == status
@@ -192,89 +194,61 @@ def reproduce(tmp_path, data_dir, monkeypatch, capfd):
 
 
 SMALL = ["model.num_steps=2", "trainer=cpu", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
-SMALL += [
-    "trainer.limit_train_batches=5",
-    "data.batch_size=8",
-    "trainer.max_epochs=40",
-    "callbacks.early_stopping.patience=99",
-]
+SMALL += ["trainer.limit_train_batches=5", "data.batch_size=8", "trainer.max_epochs=2"]
 
 
-def test_the_driver(reproduce, tmp_path, data_dir):
-    """A run is stopped, goes on, is scored and tabulated, shipped, scored again, and tampered with."""
-    train = ["--rows", "nem,components", "--seeds", "0", "--max-epochs", "25", "--images", "80", "--jobs", "2", *SMALL]
-    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    command = [sys.executable, "-m", "reproduce", *folders, *train]
-    environment = {**os.environ, "NEM_DATA_DIR": str(data_dir)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    run = tmp_path / "runs" / "nem" / "seed0_25epochs"
-    deadline = time.time() + 120
-    while not (run / "checkpoints" / "last.ckpt").exists():
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert "nem_seed0: is asked to save and stop" in process.communicate(timeout=120)[0]
-    assert process.returncode == 130
-    assert not (run / "scores.json").exists() and not list((tmp_path / "results" / "rows").glob("nem*"))
-    assert "nem_seed0: scoring" in reproduce(*train)
-    assert "goes on from" in run.with_suffix(".log").read_text()
-    path = row_path(tmp_path / "results", "nem", 0)
-    scores = json.loads(path.read_text())
-    assert scores["stop"] == "cut short" and (scores["epochs"], scores["planned_epochs"]) == (25, 40)
-    assert scores["seconds"] > 0 and scores["weights"] == "float32" and scores["scores"]["test"]["all"]["images"] == 80
-    assert scores["checkpoint"] == "nem/seed0_25epochs/checkpoints/best.ckpt"
-    assert scores["by_step"][1] == scores["scores"]["test"]["all"] and len(scores["by_step"]) == 20
+def test_the_driver(reproduce, tmp_path, data_dir, monkeypatch):
+    """A row is trained, scored and tabulated, shipped, scored again, and tampered with."""
+    monkeypatch.setenv("NEM_DATA_DIR", str(data_dir))
+    chosen = ["--rows", "nem_published,components", "--seeds", "0"]
+    printed = reproduce("all", *chosen, "--images", "40", *SMALL)
+    assert "python train.py -m experiment=nem_shapes seed=0 model.num_steps=2" in printed
+    assert "1 of 1 runs finished" in printed and "nem_published_seed0: scoring" in printed
     results = tmp_path / "results"
-    assert "cut short** after 25 of 40 epochs" in (results / "table.md").read_text()
-    assert {"em_steps.png", "convergence.csv", "table.csv", "pictures"} <= {path.name for path in results.iterdir()}
+    path = rows.row_path(results, "nem_published", 0)
+    scores = rows.read(path)
+    assert scores["stop"] == "cut short" and (scores["epochs"], scores["planned_epochs"]) == (2, 500)
+    assert scores["command"] == f"python train.py experiment=nem_shapes seed=0 {' '.join(SMALL)}"
+    assert scores["seconds"] > 0 and scores["weights"] == "float32" and scores["scores"]["test"]["all"]["images"] == 40
+    assert [entry["steps"] for entry in scores["by_step"]] == list(rows.STEPS)
+    assert {"steps": 2, **scores["scores"]["test"]["all"]} == scores["by_step"][1]
+    assert "cut short** after 2 of 500 epochs" in (results / "table.md").read_text()
+    assert {"em_steps.png", "other_k.png", "convergence.csv", "table.csv"} <= {path.name for path in results.iterdir()}
+    assert (results / "pictures" / "nem_published_gallery.png").is_file()
 
     before = path.stat().st_mtime_ns
-    assert "scoring" not in reproduce(*train)  # all is done
+    assert "scoring" not in reproduce("score", *chosen, "--images", "40", *SMALL)  # all is done
     assert path.stat().st_mtime_ns == before
-    assert "nem_seed0.ckpt" in reproduce("--ship", "--rows", "nem", "--seeds", "0")
-    shipped = results / "checkpoints" / "nem_seed0.ckpt"
-    assert "nem_seed0.ckpt" in reproduce("--evaluate")
-    assert checkpoints.load(shipped).num_steps == 2
-    tampered = torch.load(shipped, weights_only=True)
-    tampered["state_dict"]["em.m_step.weight"] *= -3
-    torch.save(tampered, shipped)
-    assert "reconstruction_error differ from the table's by more than 0.001" in reproduce("--evaluate", status=1)
+    refused = reproduce("score", *chosen, "--images", "40", *SMALL[1:], status=1)
+    assert "was trained with other settings (model.num_steps: 2 there, 10 here)" in refused
+    assert "nem_published_seed0.ckpt" in reproduce("ship", *chosen)
+    assert "nem_published_seed0.ckpt" in reproduce("evaluate")
+    ckpt = results / "checkpoints" / "nem_published_seed0.ckpt"
+    tampered = torch.load(ckpt, weights_only=True)
+    tampered["state_dict"]["model.m_step.weight"] *= -3
+    torch.save(tampered, ckpt)
+    assert "reconstruction_error differ from the table's by more than 0.001" in reproduce("evaluate", status=1)
 
 
-def test_a_run_takes_no_time_once_it_has_ended(tmp_path, monkeypatch):
-    """However long its scores wait for those of others."""
-    monkeypatch.setattr(training, "ROOT", tmp_path)
-    (tmp_path / "train.py").write_text("print('done')")
-    started = training._Started(training.Run(rows.ROWS["nem"], 0, tmp_path), 1)
-    started.process.wait()
-    seconds = started.seconds
-    time.sleep(0.3)
-    assert started.seconds == seconds < 60
-
-
-@pytest.mark.parametrize(
-    ("end", "said"),
-    [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "was stopped by SIGKILL; the same command goes on with it"),
-        ("sys.exit(128 + signal.SIGTERM)", "was stopped by SIGTERM; the same command goes on with it"),
-        ("sys.exit('data: there is none')", "failed: data: there is none"),
-    ],
-)
-def test_it_says_why_a_run_has_ended(tmp_path, monkeypatch, end, said):
-    monkeypatch.setattr(training, "ROOT", tmp_path)
-    (tmp_path / "train.py").write_text(f"import os, signal, sys\nprint('Epoch 1', flush=True)\n{end}")
-    run = training.Run(rows.ROWS["nem"], 0, tmp_path)
-    assert list(training.train([run], 1, print)) == [(run, f"{said}; its output: {run.folder.with_suffix('.log')}")]
+@pytest.mark.parametrize(("end", "status"), [("sys.exit('failed')", 1), ("os.kill(os.getpid(), 15)", 130)])
+def test_a_failed_run_is_no_stop_but_a_signal_is(reproduce, tmp_path, monkeypatch, end, status):
+    monkeypatch.setattr(__main__, "ROOT", tmp_path)
+    (tmp_path / "train.py").write_text(f"import os, sys\nprint(sys.argv[1:], flush=True)\n{end}")
+    printed = reproduce("train", "--rows", "nem,rnn_em", "--jobs", "2", status=status)
+    assert printed.count("'hydra/launcher=submitit_local', 'hydra.sweeper.max_batch_size=2'") == (
+        2 if status == 1 else 1
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rows", "nem,x"], "--rows=nem,x: there is no row 'x'"),
-        (["--seeds", "x"], "--seeds=x: must be integers"),
-        (["--jobs", "0"], "--jobs=0: must be an integer of at least 1"),
-        (["--ship", "--rows", "nem"], "nem_seed0.json: no such file"),
-        (["--ship", "--rows", "kmeans"], "names no row that is trained"),
+        (["train", "--rows", "nem,x"], "--rows=nem,x: there is no row 'x'"),
+        (["train", "--seeds", "x"], "--seeds=x: must be integers"),
+        (["train", "--jobs", "0"], "--jobs=0: must be an integer of at least 1"),
+        (["train", "--rows", "nem", "nonsense=1"], "nem: model=nem nonsense=1: "),
+        (["ship", "--rows", "nem"], "nem_seed0.json: no such file"),
+        (["ship", "--rows", "kmeans"], "names no row that is trained"),
     ],
 )
 def test_bad_input_is_said_in_one_line(monkeypatch, tmp_path, arguments, said):

@@ -6,21 +6,23 @@ import json
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from devkit import make_devkit
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning.callbacks import ModelCheckpoint
+from rich.console import Console
 from sklearn.metrics import adjusted_mutual_info_score
-from tiny import tiny_trainer
 
 from nem_lightning.datamodules import VOCDataModule
 from nem_lightning.errors import InputError
-from nem_lightning.scores.best_overlap import VOID, MeanBestOverlap, mean_best_overlap
+from nem_lightning.scores.base import VOID
+from nem_lightning.scores.best_overlap import MeanBestOverlap, mean_best_overlap
 from nem_lightning.training import checkpoints
 from reproduce import voc
 from reproduce.voc_baselines import BASELINES, SEEDED, felzenszwalb, merged
-from reproduce.voc_scores import Images, against_truth, agreement, by_colour, explained_colour, summary
+from reproduce.voc_scores import against_truth, agreement, by_colour, explained_colour, summaries, summary
 
 BY_COLOUR = ("colour k-means", "position + colour k-means", "SLIC merged", "Felzenszwalb merged")
 
@@ -121,23 +123,23 @@ def test_colour_variance_that_segments_explain():
     assert explained_colour(torch.zeros_like(labels), image)[0].item() == pytest.approx(0)
     ends = torch.tensor([[[True, False, False, True]]] * 2)
     assert explained_colour(labels, image, ends)[0].item() == pytest.approx(1)
-    found = by_colour(labels.repeat(2, 1, 1, 1), Images(image, {}))
-    assert found["segments"].tolist() == [[2, 2], [2, 2]] and found["colour_r2"].shape == (2, 2)
+    found = by_colour(labels, image)
+    assert found["segments"].tolist() == [2, 2] and found["colour_r2"].shape == (2,)
 
 
 def test_agreement_is_over_all_pixels_but_void():
     torch.manual_seed(0)
-    labels, reference = torch.randint(3, (1, 1, 6, 6)), torch.randint(3, (1, 6, 6))
+    labels, reference = torch.randint(3, (1, 6, 6)), torch.randint(3, (1, 6, 6))
     reference[0, 0] = VOID
-    expected = adjusted_mutual_info_score(reference[0, 1:].ravel(), labels[0, 0, 1:].ravel(), average_method="max")
-    assert agreement(labels, reference)["ami"].item() == pytest.approx(expected)
+    expected = adjusted_mutual_info_score(reference[0, 1:].ravel(), labels[0, 1:].ravel(), average_method="max")
+    assert agreement(labels, {"x": reference})["ami with x"].item() == pytest.approx(expected)
 
 
 def test_images_with_one_object_are_told_apart():
     mask = torch.tensor([[[0, 7, 7, VOID]], [[1, 1, 2, 2]], [[0, 0, 0, VOID]]])
-    scores = against_truth(torch.zeros(1, 3, 1, 4, dtype=torch.long), Images(None, {"class": mask, "instance": mask}))
-    assert scores["ari_class"].nan_to_num(-1).tolist() == [[1, 0, -1]]  # 1 for no grouping at all
-    assert scores["ari_class_2+"].nan_to_num(-1).tolist() == [[-1, 0, -1]]
+    scores = against_truth(torch.zeros(3, 1, 4, dtype=torch.long), {"class": mask})
+    assert scores["ari_class"].nan_to_num(-1).tolist() == [1, 0, -1]  # 1 for no grouping at all
+    assert scores["ari_class_2+"].nan_to_num(-1).tolist() == [-1, 0, -1]
 
 
 def test_summaries():
@@ -145,6 +147,8 @@ def test_summaries():
     assert found == (2.5, pytest.approx(2**0.5), pytest.approx(0.5), 2, 2)
     assert summary(torch.tensor([[1.0, torch.nan]])) == (1, None, None, 1, 1)
     assert summary(torch.full((2, 3), torch.nan)) is None
+    runs = [torch.zeros(2), torch.ones(2)]
+    assert summaries(runs, lambda labels: {"a": labels, "b": labels * torch.nan})["a"] == summary(torch.stack(runs))
 
 
 def test_masks_of_one_kind(tmp_path):
@@ -152,49 +156,41 @@ def test_masks_of_one_kind(tmp_path):
     data.prepare_data()
     classes, instances = data.masks("test", "class"), data.masks("test", "instance")
     assert classes.shape == instances.shape == (24, 40, 40)
-    assert classes.unique().tolist() == [0, 7, VOID]
-    assert instances[:2].unique().tolist() == [0, 2, 7, VOID] and (instances[2:] == VOID).all()
-    groups = data.load("test").groups[2:]  # the class mask, where there is no other
-    assert torch.equal(groups, torch.where(classes == VOID, 0, classes)[2:])
+    assert classes.unique().tolist() == [VOID, 0, 7]
+    assert instances[:2].unique().tolist() == [VOID, 0, 2, 7] and (instances[2:] == VOID).all()
+    assert torch.equal(data.load("test").groups[2:, 0], classes[2:])  # the class mask if there is no other
     assert torch.equal(data.masks("val", "class"), data.masks("train", "class")[:3])  # alike in this devkit
     assert len(data.masks("val", "instance")) == 3 and len(data.masks("train", "class")) == 21
 
 
-MODEL = {
-    "_target_": "nem_lightning.training.module.NeuralEMModule",
-    "num_components": 3,
-    "num_steps": 2,
-    "em": {
-        "_target_": "nem_lightning.models.em.NeuralEM",
-        "likelihood": {"_target_": "nem_lightning.models.likelihoods.Gaussian"},
-        "m_step": {
-            "_target_": "nem_lightning.models.m_steps.RecurrentMStep",
-            "image_shape": [3, 16, 16],
-            "hidden_size": 8,
-        },
-    },
-    "loss": {
-        "_target_": "nem_lightning.models.losses.NeuralEMLoss",
-        "likelihood": {"_target_": "nem_lightning.models.likelihoods.Gaussian"},
-    },
-    "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-3},
-}
+GAUSSIAN = {"_target_": "nem_lightning.models.likelihoods.Gaussian"}
+M_STEP = {"_target_": "nem_lightning.models.m_steps.RecurrentMStep", "image_shape": [3, 16, 16], "hidden_size": 8}
+MODEL = {"_target_": "nem_lightning.models.em.NeuralEM", "num_steps": 2, "likelihood": GAUSSIAN, "m_step": M_STEP}
+MODULE = {"_target_": "nem_lightning.training.module.GroupingModule"}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A function that gives a checkpoint of K components, of an epoch on a small devkit; and that devkit."""
-    from hydra.utils import instantiate
-
     folder = tmp_path_factory.mktemp("voc")
     devkit = make_devkit(folder, instances=(0, 1))
 
     @functools.cache
     def of(k: int, seed: int = 0):
-        config = {"model": {**MODEL, "num_components": k, "seed": seed}}
+        config = {"model": {**MODEL, "num_components": k}, "module": {**MODULE, "seed": seed}}
+        module = checkpoints.build(**config, optimizer=functools.partial(torch.optim.Adam, lr=1e-3))
         callbacks = [checkpoints.SaveConfig(config), ModelCheckpoint(folder, filename=f"k{k}_{seed}")]
-        datamodule = VOCDataModule(str(devkit), str(folder / "cache"), size=16)
-        tiny_trainer(folder, callbacks=callbacks).fit(instantiate(config["model"]), datamodule)
+        trainer = pl.Trainer(
+            max_epochs=1,
+            limit_val_batches=0,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            callbacks=callbacks,
+        )
+        trainer.fit(module, VOCDataModule(str(devkit), str(folder / "cache"), size=16))
         return folder / f"k{k}_{seed}.ckpt"
 
     return of, devkit
@@ -224,7 +220,7 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     for name in BASELINES:
         assert result["scores"][name]["mbo_class"]["runs"] == (3 if name in SEEDED else 1)
     colour = {name: of["colour_r2"]["mean"] for name, of in result["scores"].items()}
-    assert max(colour, key=colour.get) == "colour k-means" and colour["whole image"] == pytest.approx(0)
+    assert max(colour, key=lambda name: colour[name]) == "colour k-means" and colour["whole image"] == pytest.approx(0)
     assert result["agreement"]["RNN-EM"]["ami with true class masks"]["images"] == 24
     with open(tmp_path / "voc.csv", newline="") as file:
         rows = {(row["method"], row["score"]): row for row in csv.DictReader(file)}
@@ -258,10 +254,11 @@ def test_errors_are_one_line_and_nothing_is_written(trained, tmp_path, monkeypat
 
 def test_a_checkpoint_of_other_images(trained, tmp_path):
     _, devkit = trained
-    from test_checkpoint import save
-
-    with pytest.raises(InputError, match=r"--checkpoint .*: takes images of \(1, 6, 5\)"):
-        voc.run(devkit, tmp_path, [save(tmp_path)[1]], "test", tmp_path / "out", None)
+    config = {"model": {**MODEL, "m_step": {**M_STEP, "image_shape": [3, 6, 5]}}, "module": MODULE}
+    saved = {checkpoints.KEY: config, "state_dict": checkpoints.build(**config).state_dict()}
+    torch.save(saved, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match=r"--checkpoint .*: takes images of \(3, 6, 5\)"):
+        voc.run(devkit, tmp_path, [tmp_path / "other.ckpt"], "test", tmp_path / "out", Console())
 
 
 def test_the_real_subset_by_instance(real_devkit, tmp_path):

@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import ROOT
 
-from reproduce import shipping
+from reproduce import shipped
 
 SMOKE = ["experiment=smoke", "logger=none", "trainer.accelerator=cpu"]
 
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_does_not_fit_gets_one_line(run, tmp_path):
 def test_a_checkpoint_of_weights_alone_is_for_evaluate(run, tmp_path):
     """Such as those in ``results/checkpoints/``."""
     run("train.py", *SMOKE, "hydra.run.dir=here")
-    shipping.compact(tmp_path / "here" / "checkpoints" / "best.ckpt", tmp_path / "shipped.ckpt")
+    shipped.compact(tmp_path / "here" / "checkpoints" / "best.ckpt", tmp_path / "shipped.ckpt")
     printed = run("train.py", *SMOKE, "ckpt_path=shipped.ckpt", status=1)
     assert "ckpt_path=shipped.ckpt: holds weights alone, no state of training" in printed
     assert "Traceback" not in printed and not list(tmp_path.glob("outputs/*/config.yaml"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from sklearn.metrics import adjusted_mutual_info_score
 
 from benchmarks import timing
@@ -28,7 +29,7 @@ SCORE = 0.83
 class LeaveAfterFirstStep(pl.Callback):
     """Prints the seconds since the program was started, and ends it."""
 
-    def on_train_batch_end(self, *arguments) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         print(f"first step after {time.time() - float(os.environ[STARTED])}", flush=True)
         os._exit(0)
 
@@ -36,7 +37,7 @@ class LeaveAfterFirstStep(pl.Callback):
 class LeaveAtScore(pl.Callback):
     """Prints the seconds since the program was started once validation AMI is ``SCORE``, and ends it."""
 
-    def on_validation_end(self, trainer: pl.Trainer, *arguments) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.callback_metrics["val/ami_max"] >= SCORE:
             print(f"score after {time.time() - float(os.environ[STARTED])}", flush=True)
             os._exit(0)
@@ -96,7 +97,7 @@ class StepTimes(pl.Callback):
         self.seconds: list[float] = []
         self._last: float | None = None
 
-    def on_train_batch_end(self, *arguments) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         now = time.perf_counter()
         if self._last is not None:
             self.seconds.append(now - self._last)
@@ -117,7 +118,7 @@ def lightning(case: Case, device: torch.device, rounds: int, steps: int) -> dict
             devices=1,
             max_epochs=1,
             limit_val_batches=0,
-            logger=pl.loggers.CSVLogger(tempfile.mkdtemp()),
+            logger=CSVLogger(tempfile.mkdtemp()),
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,

@@ -46,10 +46,13 @@ class PlainNEM(nn.Module):
         return theta, torch.sigmoid(theta) @ self.weight.T
 
 
-MODELS = {"rnn_em": PlainRNNEM, "nem": PlainNEM}
+PlainModel = PlainRNNEM | PlainNEM
+MODELS: dict[str, type[PlainModel]] = {"rnn_em": PlainRNNEM, "nem": PlainNEM}
 
 
-def em_step(model: nn.Module, x: Tensor, noisy: Tensor, theta: Tensor, mu: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
+def em_step(
+    model: PlainModel, x: Tensor, noisy: Tensor, theta: Tensor, mu: Tensor, gamma: Tensor
+) -> tuple[Tensor, ...]:
     """One EM step and its loss. x, noisy: (B, 1, N); theta: (B, K, D); mu, gamma: (B, K, N)."""
     theta, logits = model.m_step(gamma * (noisy - mu), theta)
     log_p = x * logits - F.softplus(logits)
@@ -58,15 +61,16 @@ def em_step(model: nn.Module, x: Tensor, noisy: Tensor, theta: Tensor, mu: Tenso
     return theta, torch.sigmoid(logits), gamma, loss
 
 
-def run(model: nn.Module, x: Tensor, noisy: Tensor, components: int, steps: int, step: Callable = em_step) -> Tensor:
+def run(model: PlainModel, x: Tensor, noisy: Tensor, components: int, steps: int, step: Callable = em_step) -> Tensor:
     """The loss, mean over all steps. x, noisy: (B, 1, N)."""
     theta = model.start((len(x), components))
     gamma = torch.rand(len(x), components, x.shape[2], device=x.device)
     gamma = gamma / gamma.sum(1, keepdim=True)
-    mu, total = torch.zeros_like(gamma), 0.0
+    mu, total = torch.zeros_like(gamma), None
     for _ in range(steps):
         theta, mu, gamma, loss = step(model, x, noisy, theta, mu, gamma)
-        total = total + loss / steps
+        total = loss / steps if total is None else total + loss / steps
+    assert total is not None, "no steps"
     return total
 
 
@@ -115,4 +119,4 @@ class Products:
             products.append((self.d_theta, self.state, max(start, 1)))
         for one, other, first in products:
             if first < stop:
-                one[first:stop].flatten(0, 1).T @ other[first:stop].flatten(0, 1)
+                torch.mm(one[first:stop].flatten(0, 1).T, other[first:stop].flatten(0, 1))

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from benchmarks import plain, timing
+from nem_lightning.models.em import NeuralEM
 from nem_lightning.runs import command_line  # noqa: F401 (what the configs may call)
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
@@ -44,12 +45,17 @@ def our_module(case: Case) -> GroupingModule:
     return checkpoints.build(config.model, config.module, instantiate(config.scores), instantiate(config.optimizer))
 
 
-def _compiled(module: GroupingModule) -> GroupingModule:
+def em_of(module: GroupingModule) -> NeuralEM:
+    """The model of :func:`our_module`."""
+    assert isinstance(module.model, NeuralEM)
+    return module.model
+
+
+def _compile(module: GroupingModule) -> None:
     """One step and its loss are compiled, not the whole unroll, which would recompile for each T."""
-    model = module.model
+    model = em_of(module)
     model.step = torch.compile(model.step)
     model.loss.of_step = torch.compile(model.loss.of_step)
-    return module
 
 
 def _training_step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
@@ -72,6 +78,7 @@ def _our_training_step(module: GroupingModule, frames: torch.Tensor) -> Callable
     def loss() -> torch.Tensor:
         return module.model.training_loss(frames, generator=noise).total
 
+    assert module.optimizer is not None
     return _training_step(module.optimizer(module.parameters()), loss)
 
 
@@ -83,12 +90,13 @@ def functions(case: Case, device: torch.device, training: bool, compiled: bool) 
     flat = frames.flatten(2)
     rows, pixels = case.batch * case.components, case.size**2
     found: dict[str, Callable[[], object]] = {}
-    for suffix in ["", " compiled"] if compiled else [""]:
-        module = our_module(case).to(device)
-        units = module.model.m_step.state_size
+    modules = {suffix: our_module(case).to(device) for suffix in (["", " compiled"] if compiled else [""])}
+    units = em_of(modules[""]).m_step.state_size
+    for suffix, module in modules.items():
         reference = plain.MODELS[case.model](pixels, units).to(device)
         step = torch.compile(plain.em_step) if suffix else plain.em_step
-        module = _compiled(module) if suffix else module
+        if suffix:
+            _compile(module)
 
         def theirs(reference=reference, step=step) -> torch.Tensor:
             flips = (torch.rand_like(flat) < 0.1).float()
@@ -103,7 +111,7 @@ def functions(case: Case, device: torch.device, training: bool, compiled: bool) 
             found[f"plain loop{suffix}"] = functools.partial(_without_gradients, theirs)
     if training:
         detached = our_module(case).to(device)
-        detached.model.differentiate_responsibilities = False
+        em_of(detached).differentiate_responsibilities = False
         found["ours, gamma detached"] = _our_training_step(detached, frames)
     products = plain.Products(case.model, rows, pixels, units, case.steps, device)
     if training:

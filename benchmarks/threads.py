@@ -41,29 +41,34 @@ def beside_a_busy_process(
             for name, environment in {"default": plain, "set": {**plain, **setting}}.items()
         }
         for process in ours.values():
-            process.stdout.readline()  # it is ready
+            _line_of(process)  # it is ready
         for _ in range(rounds):
             for name, process in ours.items():
                 found[name]["alone"].append(_per_second(process, seconds))
                 with _running([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], plain) as busy:
-                    busy.stdout.readline()
+                    _line_of(busy)
                     found[name]["busy"].append(_per_second(process, seconds))
     return {name: {where: statistics.median(times) for where, times in of.items()} for name, of in found.items()}
 
 
 @contextmanager
-def _running(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
+def _running(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=pipe, stdout=pipe) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def _per_second(process: subprocess.Popen, seconds: float) -> float:
+def _per_second(process: subprocess.Popen[str], seconds: float) -> float:
     print(seconds, file=process.stdin, flush=True)
-    return float(process.stdout.readline())
+    return float(_line_of(process))
+
+
+def _line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 def _answer(case: Case, threads: int) -> None:

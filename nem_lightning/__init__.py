@@ -7,17 +7,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nem_lightning.models.em import NeuralEM as NeuralEM
-    from nem_lightning.models.grouping import Grouping as Grouping
-    from nem_lightning.models.grouping import GroupingModel as GroupingModel
-    from nem_lightning.models.likelihoods import Bernoulli as Bernoulli
-    from nem_lightning.models.likelihoods import Gaussian as Gaussian
-    from nem_lightning.models.losses import NeuralEMLoss as NeuralEMLoss
-    from nem_lightning.models.m_steps import GradientMStep as GradientMStep
-    from nem_lightning.models.m_steps import RecurrentMStep as RecurrentMStep
-    from nem_lightning.training.checkpoints import load as load
+    from nem_lightning.models.em import NeuralEM
+    from nem_lightning.models.grouping import Grouping, GroupingModel
+    from nem_lightning.models.likelihoods import Bernoulli, Gaussian
+    from nem_lightning.models.losses import NeuralEMLoss
+    from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
+    from nem_lightning.training.checkpoints import load
 
 __version__ = "0.1.0"
+__all__ = [
+    "Bernoulli",
+    "Gaussian",
+    "GradientMStep",
+    "Grouping",
+    "GroupingModel",
+    "NeuralEM",
+    "NeuralEMLoss",
+    "RecurrentMStep",
+    "load",
+]
 
 _PLACES = {
     "NeuralEM": "models.em",
@@ -30,7 +38,6 @@ _PLACES = {
     "RecurrentMStep": "models.m_steps",
     "load": "training.checkpoints",
 }
-__all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> Any:

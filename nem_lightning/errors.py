@@ -1,6 +1,7 @@
 """What a user can put right, and a run that cannot go on: exceptions whose message is one line."""
 
 import numbers
+from typing import TypeGuard
 
 
 class InputError(ValueError):
@@ -37,8 +38,7 @@ def require_positive(name: str, value: object) -> None:
 
 def require_count(name: str, value: object, minimum: int = 1) -> None:
     """Raise :class:`InputError` unless ``value`` is an integer of at least ``minimum``."""
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    require(is_integer and value >= minimum, f"{name}={value}: must be an integer of at least {minimum}")
+    require(_is_integer(value) and value >= minimum, f"{name}={value}: must be an integer of at least {minimum}")
 
 
 def require_flag(name: str, value: object) -> None:
@@ -46,5 +46,9 @@ def require_flag(name: str, value: object) -> None:
     require(isinstance(value, bool), f"{name}={value}: must be true or false")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -34,7 +34,9 @@ class FakeWandb:
 
     def answer(self, query: str, variables: dict) -> dict:
         """What GraphQL gives."""
-        name = re.search(r"(?:query|mutation) (\w+)", query)[1]
+        found = re.search(r"(?:query|mutation) (\w+)", query)
+        assert found is not None, query
+        name = found[1]
         if name == "Viewer":
             return {"viewer": {"id": "1", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": None}}
         if name == "UpsertBucket":
@@ -70,7 +72,7 @@ class FakeWandb:
 
             do_GET = do_PUT = do_POST
 
-            def log_message(self, *arguments) -> None:
+            def log_message(self, format, *arguments) -> None:
                 pass
 
         return Handler

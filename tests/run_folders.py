@@ -61,10 +61,12 @@ def write_metrics(folder: Path, version: int, *lines: str) -> None:
 
 def write_sweep(folder: Path) -> Path:
     """Two values of num_steps, three seeds; the last run failed."""
+    runs = []
     for num_steps, amis in ((2, (0.70, 0.72, 0.77)), (10, (0.80, 0.84, None))):
         for seed, ami in enumerate(amis):
             run = write_run(folder / f"{num_steps}_{seed}", seed, ami, model__num_steps=num_steps)
             write_metrics(run, 0, "0,4,900,,", f"0,5,,0.{num_steps},", "1,9,500,,", f"1,9,,0.{num_steps}5,")
             Image.new("RGB", (30, 10), "red").save(run / "gallery.png")
-    (run / "error.txt").write_text("Traceback\n  ...\nNonFiniteLoss: the loss is not finite\n\n")
+            runs.append(run)
+    (runs[-1] / "error.txt").write_text("Traceback\n  ...\nNonFiniteLoss: the loss is not finite\n\n")
     return folder

@@ -88,6 +88,8 @@ class Agreement(Score):
         super().__init__()
         self.add_state("agreeing", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("scored", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.agreeing: Tensor
+        self.scored: Tensor
 
     def update(self, labels: Tensor, groups: Tensor) -> None:
         for found, true in zip(labels, groups, strict=True):

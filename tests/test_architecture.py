@@ -1,6 +1,7 @@
 """The rules that hold the floors apart."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def modules_of(*parts: str) -> list[Path]:
     return [path for path in MODULES if path.parts[0].removesuffix(".py") in parts]
 
 
-by_path = {"ids": str}
+each_path = functools.partial(pytest.mark.parametrize, "path", ids=str)
 
 
 def test_every_part_has_a_floor():
@@ -62,12 +63,12 @@ def test_a_floor_imports_nothing_of_a_higher_one(floor):
         assert not own(path) & higher, path
 
 
-@pytest.mark.parametrize("path", modules_of(*FLOORS[0], *FLOORS[1]), **by_path)
+@each_path(modules_of(*FLOORS[0], *FLOORS[1]))
 def test_the_science_needs_no_framework(path):
     assert not packages(path) & FRAMEWORKS
 
 
-@pytest.mark.parametrize("path", modules_of(*FLOORS[0]), **by_path)
+@each_path(modules_of(*FLOORS[0]))
 def test_the_ground_floor_needs_no_pytorch(path):
     assert "torch" not in packages(path)
 
@@ -83,13 +84,13 @@ def test_models_know_no_scores_and_scores_only_what_a_grouping_is():
         }, path
 
 
-@pytest.mark.parametrize("path", modules_of("report"), **by_path)
+@each_path(modules_of("report"))
 def test_the_report_reads_files_only(path):
     assert "torch" not in packages(path)
     assert {name.partition(".")[0] for name in own(path)} <= {"report", "runs", "headings", "errors", "files"}
 
 
-@pytest.mark.parametrize("path", MODULES, **by_path)
+@each_path(MODULES)
 def test_classes_take_plain_arguments_not_configs(path):
     reads_hydra = path == Path("training/checkpoints.py") or path.parts[0] == "runs"
     assert reads_hydra or not packages(path) & {"hydra", "omegaconf"}

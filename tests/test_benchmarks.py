@@ -13,20 +13,21 @@ def test_the_plain_loop_is_ours(model):
     torch.manual_seed(0)
     case = steps.Case(model, batch=3, components=2, steps=2, size=12)
     module = steps.our_module(case)
-    units = module.model.m_step.state_size
+    em = steps.em_of(module)
+    units = em.m_step.state_size
     reference = plain.MODELS[model](144, units)
     with torch.no_grad():
-        for theirs, ours in zip(reference.parameters(), module.model.parameters(), strict=True):
+        for theirs, ours in zip(reference.parameters(), em.parameters(), strict=True):
             theirs.copy_(ours)
     image = torch.rand(3, 1, 12, 12).round()
-    iterate = module.model.start(image, 2)
+    iterate = em.start(image, 2)
     values = iterate.state, iterate.mean.flatten(2), iterate.responsibilities.flatten(2)
     for _ in range(2):
-        iterate = module.model.step(iterate, image, image)
+        iterate = em.step(iterate, image, image)
         *values, loss = plain.em_step(reference, image.flatten(2), image.flatten(2), *values)
         assert torch.allclose(values[1], iterate.mean.flatten(2), atol=1e-5)
         assert torch.allclose(values[2], iterate.responsibilities.flatten(2), atol=1e-5)
-        assert torch.allclose(loss, module.model.loss.of_step(image, iterate).total, rtol=1e-4)
+        assert torch.allclose(loss, em.loss.of_step(image, iterate).total, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model", ["rnn_em", "nem"])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import TinyImages, tiny_module
+from tiny import TinyImages, em_of, m_step_of, tiny_module
 
 from nem_lightning import figures
 from nem_lightning.models.grouping import Grouping
@@ -47,7 +47,9 @@ def test_groupings_has_a_column_a_step_and_a_row_a_component(steps, components, 
         axes[0, 2].images[0].get_array(), figures.grouping_colours(iterates[0].responsibilities[1, :, 0])
     )
     shown = axes[-1, -1].images[0].get_array()
-    np.testing.assert_allclose(shown[..., 0], iterates[-1].mean[1, -1, 0], atol=1e-6)
+    mean = iterates[-1].mean
+    assert mean is not None
+    np.testing.assert_allclose(shown[..., 0], mean[1, -1, 0], atol=1e-6)
 
 
 def test_groupings_of_a_sequence_have_the_frame_that_each_step_explains():
@@ -80,13 +82,14 @@ def test_gallery_shows_as_many_as_there_are(tmp_path):
 def test_pictures_are_of_what_is_scored(tmp_path, dtype):
     """In evaluation mode, and in the precision of the weights."""
     module, drawn = tiny_module().to(dtype), []
-    module.model.m_step.encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5))
-    module.model.m_step.decoder.register_forward_hook(lambda *call: drawn.append(call[-1].float()))
+    m_step, dropout = m_step_of(em_of(module)), torch.nn.Dropout(0.5)
+    m_step.encoder = torch.nn.Sequential(torch.nn.Flatten(), dropout)
+    m_step.decoder.register_forward_hook(lambda *call: drawn.append(call[-1].float()))
     batch = TinyImages().load("test").__getitems__(range(3))
     pictures = [
         figures.save(module.model, batch, module.generator("test", 0), tmp_path, "test images") for _ in range(2)
     ]
-    assert module.training and module.model.m_step.encoder[1].training
+    assert module.training and dropout.training
     assert all(path.stat().st_size > 1000 for path in pictures[0])
     assert all(map(torch.equal, drawn[:3], drawn[3:])) and len(drawn) == 6
 

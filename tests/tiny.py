@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor, nn
 
 from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
 from nem_lightning.datamodules.shapes import generate
@@ -15,6 +16,7 @@ from nem_lightning.models.likelihoods import Bernoulli
 from nem_lightning.models.losses import NeuralEMLoss
 from nem_lightning.models.m_steps import RecurrentMStep
 from nem_lightning.scores.base import Score
+from nem_lightning.scores.collection import TestScores
 from nem_lightning.scores.images import Confidence, ReconstructionError
 from nem_lightning.scores.mutual_information import AdjustedMutualInformation
 from nem_lightning.scores.rand_index import AdjustedRandIndex
@@ -98,6 +100,38 @@ def tiny_module(
     optimizer = functools.partial(torch.optim.Adam, lr=lr)
     scores = default_scores() if scores is None else scores
     return kind(tiny_model(**of_model), scores, optimizer, decay=decay, seed=seed)
+
+
+def em_of(module: pl.LightningModule) -> NeuralEM:
+    """The model of a module."""
+    assert isinstance(module, GroupingModule) and isinstance(module.model, NeuralEM)
+    return module.model
+
+
+def m_step_of(em: NeuralEM) -> RecurrentMStep:
+    """The M-step of RNN-EM."""
+    assert isinstance(em.m_step, RecurrentMStep)
+    return em.m_step
+
+
+def output_layer(m_step: RecurrentMStep) -> nn.Linear:
+    """The linear layer of a decoder."""
+    assert isinstance(m_step.decoder, nn.Sequential)
+    layer = m_step.decoder[0]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def gradient_of(weight: Tensor) -> Tensor:
+    """Its gradient, which there must be."""
+    assert weight.grad is not None
+    return weight.grad
+
+
+def scores_of(module: GroupingModule) -> TestScores:
+    """What its test gave."""
+    assert module.test_scores is not None
+    return module.test_scores
 
 
 def tiny_trainer(folder, **arguments) -> pl.Trainer:

@@ -4,7 +4,7 @@ Shapes: N images or sequences, B of them in a batch, F frames, C channels, H by 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class TensorFrames(Dataset[Batch]):
         """Give ``frames`` (F, C, H, W) float32 and ``groups`` (F, H, W) int64."""
         return {name: batch[0] for name, batch in self.__getitems__([index]).items()}
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Give a batch. A DataLoader calls this."""
         chosen = torch.as_tensor(indices)
         return {"frames": self.frames[chosen].float() / self.scale, "groups": self.groups[chosen].long()}

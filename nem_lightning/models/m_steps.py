@@ -117,7 +117,7 @@ class RecurrentMStep(MStep):
         features = _output_of(self.encoder, torch.zeros(1, *self.image_shape)).flatten(1).shape[1]
         self.input_layer = nn.Linear(features, hidden_size)  # U, b
         self.recurrent_layer = nn.Linear(hidden_size, hidden_size, bias=False)  # V
-        self.norm = nn.LayerNorm(hidden_size) if layer_norm else nn.Identity()
+        self.norm: nn.Module = nn.LayerNorm(hidden_size) if layer_norm else nn.Identity()
         self._init_as_one_kernel()
         if decoder is None:
             linear = nn.Linear(hidden_size, math.prod(self.image_shape))

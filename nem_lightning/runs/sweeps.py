@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -94,15 +94,16 @@ class PrepareSweep(Callback):
             os.environ[VISIBLE] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 
-def plain_overrides(overrides: ListConfig) -> list[str]:
+def plain_overrides(overrides: Sequence[str]) -> list[str]:
     """Give overrides as they were typed: only the run itself may be able to resolve what ``${...}`` in them means."""
     return [str(override) for override in OmegaConf.to_container(overrides, resolve=False) or ()]
 
 
 def _names_of_runs(config: DictConfig, task: list[str], same: list[str]) -> list[str] | None:
     """Give the names of all runs that Hydra's own sweeper will start; None for other sweepers and names."""
-    choices, subdir = config.hydra.runtime.choices, OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]
-    if choices["hydra/sweeper"] != "basic" or subdir != "${run_in_sweep:${seed}}":
+    choices, sweep = config.hydra.runtime.choices, OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    assert isinstance(sweep, dict)
+    if choices["hydra/sweeper"] != "basic" or sweep["subdir"] != "${run_in_sweep:${seed}}":
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*params, *task])

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import gradient_of, m_step_of, output_layer
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.em import NeuralEM
@@ -22,27 +24,29 @@ from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
 STEPS = 10
 
 
-def authors_model(name: str, trace) -> tuple[NeuralEM, dict[str, torch.Tensor]]:
+def authors_model(name: str, trace) -> tuple[NeuralEM, dict[str, Callable[[], torch.Tensor]]]:
     """The model with a trace's weights, and what to compare the gradients by the trace's names with."""
     weights = {
         key: torch.tensor(np.asarray(trace[key]), dtype=torch.float64) for key in trace if key.startswith("var/")
     }
+    gradients: dict[str, Callable[[], torch.Tensor]]
     if name == "n_em":
         m_step = GradientMStep((1, 28, 28)).double()
         m_step.weight.data, m_step.step_size.data = weights["var/weights"], weights["var/lr"].squeeze()
-        gradients = {"weights": lambda: m_step.weight.grad, "lr": lambda: m_step.step_size.grad}
+        gradients = {"weights": lambda: gradient_of(m_step.weight), "lr": lambda: gradient_of(m_step.step_size)}
     else:
         m_step = RecurrentMStep((1, 28, 28)).double()
-        kernel = weights["var/kernel"]
+        layers = m_step.input_layer, m_step.recurrent_layer
+        output, kernel = output_layer(m_step), weights["var/kernel"]
         m_step.input_layer.weight.data, m_step.recurrent_layer.weight.data = kernel[:784].T, kernel[784:].T
         m_step.input_layer.bias.data = weights["var/bias"]
-        m_step.decoder[0].weight.data = weights["var/output_weights"].T
-        m_step.decoder[0].bias.data = weights["var/output_biases"]
+        output.weight.data = weights["var/output_weights"].T
+        output.bias.data = weights["var/output_biases"]
         gradients = {
-            "kernel": lambda: torch.cat([m_step.input_layer.weight.grad.T, m_step.recurrent_layer.weight.grad.T]),
-            "bias": lambda: m_step.input_layer.bias.grad,
-            "output_weights": lambda: m_step.decoder[0].weight.grad.T,
-            "output_biases": lambda: m_step.decoder[0].bias.grad,
+            "kernel": lambda: torch.cat([gradient_of(layer.weight).T for layer in layers]),
+            "bias": lambda: gradient_of(m_step.input_layer.bias),
+            "output_weights": lambda: gradient_of(output.weight).T,
+            "output_biases": lambda: gradient_of(output.bias),
         }
     return NeuralEM(m_step, Bernoulli()), gradients
 
@@ -76,7 +80,7 @@ def assert_reproduces(name: str, path: Path, every: int, every_gradient: int) ->
     assert_close(torch.stack(states), "hidden", every, 1e-6)
     for key, values in zip(("total_loss", "intra_loss", "inter_loss"), zip(*losses, strict=True), strict=True):
         assert_close(torch.stack(values), key, 1, 1e-6)
-    assert_close(gamma.grad.movedim(-3, -1), "grad_gamma0", every, 1e-5)
+    assert_close(gradient_of(gamma).movedim(-3, -1), "grad_gamma0", every, 1e-5)
     for key, gradient in gradients.items():
         assert_close(gradient(), f"grad/{key}", every_gradient, 1e-5)
 
@@ -93,8 +97,8 @@ def test_it_reproduces_the_authors_full_traces(name, full_traces):
 
 def small_model(m_step: str, binary: bool, shape=(2, 3, 4), **arguments) -> NeuralEM:
     likelihood = Bernoulli() if binary else Gaussian(sigma=0.5)
-    m_step = {"gradient": GradientMStep, "recurrent": RecurrentMStep}[m_step](shape, hidden_size=3)
-    return NeuralEM(m_step.double(), likelihood, **arguments)
+    kind = {"gradient": GradientMStep, "recurrent": RecurrentMStep}[m_step]
+    return NeuralEM(kind(shape, hidden_size=3).double(), likelihood, **arguments)
 
 
 def images(count: int, binary: bool, shape=(2, 3, 4)) -> torch.Tensor:
@@ -113,6 +117,7 @@ def test_one_step_is_the_plain_loop(binary, smoothing):
     """Every pixel, channel and component in turn, with nothing in parallel."""
     torch.manual_seed(0)
     em = small_model("recurrent", binary, smoothing=smoothing, initial_mean=0.2)
+    layer, output_of = m_step_of(em).input_layer, output_layer(m_step_of(em))
     image, corrupted = images(2, binary), images(2, binary)
     start = em.start(image, 3, torch.Generator().manual_seed(1))
     step = em.step(start, corrupted, image)
@@ -122,9 +127,8 @@ def test_one_step_is_the_plain_loop(binary, smoothing):
         mu = []
         for k in range(3):
             residual = gamma0[b, k] * (corrupted[b] - 0.2)
-            layer = em.m_step.input_layer
             theta = torch.sigmoid(layer.weight @ residual.flatten() + layer.bias)
-            output = (em.m_step.decoder[0].weight @ theta + em.m_step.decoder[0].bias).view(2, 3, 4)
+            output = (output_of.weight @ theta + output_of.bias).view(2, 3, 4)
             mu.append(output.sigmoid() if binary else output)
         for h in range(3):
             for w in range(4):
@@ -175,14 +179,13 @@ def test_gradients_agree_with_finite_differences(m_step, num_frames, binary):
 def test_a_small_enough_n_em_step_never_lowers_the_log_likelihood(seed, binary, components, step_size):
     """The guarantee of generalised EM."""
     torch.manual_seed(seed)
-    em = NeuralEM(
-        GradientMStep((2, 3, 4), 3, step_size).double(), Bernoulli() if binary else Gaussian(1.0), smoothing=0
-    )
-    em.m_step.weight.data *= 3
+    m_step = GradientMStep((2, 3, 4), 3, step_size).double()
+    em = NeuralEM(m_step, Bernoulli() if binary else Gaussian(1.0), smoothing=0)
+    m_step.weight.data *= 3
     image = images(3, binary)
     iterate = em.start(image, components)
     state = torch.randn_like(iterate.state)
-    params = em.m_step.decode(state)
+    params = m_step.decode(state)
     iterate = em.explain(image, state, params)
     for _ in range(3):
         before = em.log_likelihood(image, iterate.params)

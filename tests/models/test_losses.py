@@ -46,15 +46,15 @@ def test_step_weights(step_weights, expected):
     loss = NeuralEMLoss(Bernoulli(), step_weights=step_weights)
     total = loss(image.unsqueeze(1), trajectory)
     by_step = [loss.of_step(image, iterate).total for iterate in trajectory]
-    assert torch.allclose(total, sum(w * value for w, value in zip(expected, by_step, strict=True)))
+    assert torch.allclose(total, torch.stack([w * value for w, value in zip(expected, by_step, strict=True)]).sum())
 
 
 def test_the_loss_of_a_sequence_compares_step_t_with_frame_t_plus_1():
     _, trajectory = random_trajectory(3)
     frames = torch.rand(4, 4, 2, 3, 3).round()
     loss = NeuralEMLoss(Bernoulli(), step_weights=[1, 2, 4])
-    expected = sum(w * loss.of_step(frames[:, t], trajectory[t - 1]).total for t, w in ((1, 1), (2, 2), (3, 4)))
-    assert torch.allclose(loss(frames, trajectory), expected)
+    expected = [w * loss.of_step(frames[:, t], trajectory[t - 1]).total for t, w in ((1, 1), (2, 2), (3, 4))]
+    assert torch.allclose(loss(frames, trajectory), torch.stack(expected).sum())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import output_layer
 from torch import nn
 
 from nem_lightning.errors import InputError
@@ -48,12 +49,12 @@ def test_the_recurrent_step_is_a_plain_rnn_shared_over_components(activation, la
     new_state, params = m_step(residual, state)
     for b in range(2):
         for k in range(3):
-            u, v = m_step.input_layer, m_step.recurrent_layer
+            u, v, w = m_step.input_layer, m_step.recurrent_layer, output_layer(m_step)
             expected = u.weight @ residual[b, k].flatten() + u.bias + v.weight @ state[b, k]
             if layer_norm:
                 expected = (expected - expected.mean()) / (expected.var(unbiased=False) + 1e-5).sqrt()
             expected = getattr(torch, activation)(expected)
-            decoded = (m_step.decoder[0].weight @ expected + m_step.decoder[0].bias).view(SHAPE)
+            decoded = (w.weight @ expected + w.bias).view(SHAPE)
             assert torch.allclose(new_state[b, k], expected, atol=1e-6)
             assert torch.allclose(params[b, k], decoded, atol=1e-6)
 

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 from test_em import sequences, small_model
+from tiny import gradient_of
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.em import Iterate
-from nem_lightning.models.grouping import frame_pair, groups_of_step
+from nem_lightning.models.grouping import Grouping, frame_pair, groups_of_step
 from nem_lightning.models.losses import NeuralEMLoss
 
 both_kinds = pytest.mark.parametrize("binary", [True, False])
@@ -26,7 +27,7 @@ def draws() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
 
-def assert_equal(one: Iterate, other: Iterate) -> None:
+def assert_equal(one: Grouping, other: Grouping) -> None:
     for field in dataclasses.fields(Iterate):
         assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
 
@@ -34,7 +35,7 @@ def assert_equal(one: Iterate, other: Iterate) -> None:
 @both_kinds
 def test_step_t_sees_frame_t_and_explains_frame_t_plus_1(binary):
     em, frames = model(binary), sequences(2, T + 1, binary)
-    iterate, total = em.start(frames[:, 0], 3, draws()), 0.0
+    iterate, total = em.start(frames[:, 0], 3, draws()), frames.new_zeros(())
     for t, grouping in enumerate(em.groupings(frames, generator=draws()), start=1):
         residual = iterate.responsibilities * (frames[:, t - 1].unsqueeze(1) - iterate.mean)
         state, params = em.m_step(residual, iterate.state)
@@ -56,7 +57,7 @@ def test_a_still_image_is_the_same_frame_again_and_again(binary):
         em.zero_grad()
         loss = em.training_loss(frames, generator=draws()).total
         loss.backward()
-        gradients = [parameter.grad.clone() for parameter in em.parameters()]
+        gradients = [gradient_of(parameter).clone() for parameter in em.parameters()]
         found.append((em(frames, generator=draws()), loss, gradients))
     trajectory, loss, gradients = found[0]
     for other_trajectory, other_loss, other_gradients in found[1:]:
@@ -83,13 +84,15 @@ def test_noise_reaches_only_what_the_m_step_sees(num_frames):
     generator = draws()
     share = torch.rand((), generator=generator).double()
     noisy = (1 - frames) * share
-    iterate, expected = em.start(frames[:, 0], 3, generator), 0.0
+    iterate, expected = em.start(frames[:, 0], 3, generator), frames.new_zeros(())
     for t in range(1, T + 1):
         target = frame_pair(frames, t)[1]
         iterate = em.step(iterate, frame_pair(noisy, t)[0], target)
         expected = expected + (1, 2, 4)[t - 1] * em.loss.of_step(target, iterate).total
     loss = em.training_loss(frames, generator=draws())
-    assert torch.allclose(loss.total, expected) and torch.allclose(loss.last().mean, iterate.mean)
+    last = loss.last()
+    assert isinstance(last, Iterate)
+    assert torch.allclose(loss.total, expected) and torch.allclose(last.mean, iterate.mean)
     em.corruption = None
     assert not torch.allclose(em.training_loss(frames, generator=draws()).total, expected)
 

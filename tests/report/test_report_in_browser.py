@@ -47,8 +47,14 @@ def browser(tmp_path_factory):
     return show
 
 
+def first_in(text: str, pattern: str) -> str:
+    found = re.search(pattern, text, re.DOTALL)
+    assert found is not None, pattern
+    return found[1]
+
+
 def cells(dom: str, table: str) -> list[list[str]]:
-    body = re.search(rf'id="{table}".*?<tbody>(.*?)</tbody>', dom, re.DOTALL)[1]
+    body = first_in(dom, rf'id="{table}".*?<tbody>(.*?)</tbody>')
     rows = (re.findall(r"<td.*?>(.*?)</td>", row, re.DOTALL) for row in re.findall("<tr.*?</tr>", body, re.DOTALL))
     return [[" ".join(html.unescape(re.sub("<[^>]*>", "", cell)).split()) for cell in row] for row in rows]
 
@@ -92,5 +98,5 @@ class TestBrowser:
     def test_draws_in_its_colours(self, browser, written):
         pixels = np.array(browser(written, screenshot=True)).reshape(-1, 3)
         for variable in ("--c0", "--c1", "--g0", "--good", "--bad"):
-            value = re.search(rf"{variable}: #(\w+);", written)[1]
+            value = first_in(written, rf"{variable}: #(\w+);")
             assert (pixels == [int(value[i : i + 2], 16) for i in (0, 2, 4)]).all(1).sum() > 20, variable

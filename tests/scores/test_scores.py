@@ -1,5 +1,7 @@
 """Against scikit-learn, image by image."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -163,8 +165,11 @@ def test_best_overlap_is_the_plain_loop(seed, pixels, labels, groups):
 @pytest.mark.parametrize(
     ("score", "function"),
     [
-        (AdjustedMutualInformation("max"), lambda *pair: adjusted_mutual_information(*pair, "max")),
-        (AdjustedMutualInformation("arithmetic"), lambda *pair: adjusted_mutual_information(*pair, "arithmetic")),
+        (AdjustedMutualInformation("max"), functools.partial(adjusted_mutual_information, normalizer="max")),
+        (
+            AdjustedMutualInformation("arithmetic"),
+            functools.partial(adjusted_mutual_information, normalizer="arithmetic"),
+        ),
         (AdjustedRandIndex(), adjusted_rand_index),
         (MeanBestOverlap(), mean_best_overlap),
     ],
@@ -213,6 +218,8 @@ class ShareOfFirst(Score):
         super().__init__()
         self.add_state("taken", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("pixels", torch.zeros(()), dist_reduce_fx="sum")
+        self.taken: torch.Tensor
+        self.pixels: torch.Tensor
 
     def update(self, responsibilities):
         self.taken += responsibilities[:, 0].sum()
@@ -301,4 +308,6 @@ def test_labels_and_reconstruction_of_a_grouping():
     gamma = torch.tensor([[0.9, 0.2], [0.1, 0.8]]).view(1, 2, 1, 1, 2)
     mean = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 2, 1, 1, 2)
     assert Grouping(gamma).labels.tolist() == [[[0, 1]]] and Grouping(gamma).reconstruction is None
-    assert Grouping(gamma, mean).reconstruction.flatten().tolist() == pytest.approx([0.9 + 0.3, 0.4 + 3.2])
+    reconstruction = Grouping(gamma, mean).reconstruction
+    assert reconstruction is not None
+    assert reconstruction.flatten().tolist() == pytest.approx([0.9 + 0.3, 0.4 + 3.2])

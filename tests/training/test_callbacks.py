@@ -2,13 +2,14 @@ import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from tiny import TinyImages, tiny_module, tiny_trainer
+from tiny import TinyImages, em_of, m_step_of, tiny_module, tiny_trainer
 
 from nem_lightning.runs.signals import Preempted, StopOnSignal
 from nem_lightning.training.callbacks import (
@@ -28,7 +29,7 @@ class PoisonAt(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
-            pl_module.model.m_step.input_layer.weight.data.fill_(torch.nan)
+            m_step_of(em_of(pl_module)).input_layer.weight.data.fill_(torch.nan)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
@@ -44,15 +45,20 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_good_checkpoint
 
 def test_weights_that_are_not_numbers_after_the_last_step_of_an_epoch(tmp_path):
     class PoisonAfter(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *arguments):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if trainer.global_step == 10:
-                pl_module.model.m_step.input_layer.weight.data.fill_(torch.nan)
+                m_step_of(em_of(pl_module)).input_layer.weight.data.fill_(torch.nan)
 
     checkpoint = ModelCheckpoint(tmp_path, filename="best", save_last=True)
     trainer = tiny_trainer(tmp_path, max_epochs=5, callbacks=[PoisonAfter(), StopOnNonFiniteLoss(), checkpoint])
     with pytest.raises(NonFiniteLoss, match=r"the weights are not finite at step 10 .*last.ckpt"):
         trainer.fit(tiny_module(), TinyImages())
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def saver_of(trainer: pl.Trainer) -> ModelCheckpoint:
+    assert isinstance(trainer.checkpoint_callback, ModelCheckpoint)
+    return trainer.checkpoint_callback
 
 
 def test_a_run_that_goes_on_elsewhere_takes_the_best_checkpoint_along(tmp_path):
@@ -63,12 +69,13 @@ def test_a_run_that_goes_on_elsewhere_takes_the_best_checkpoint_along(tmp_path):
 
     first = trainer("first", 3)
     first.fit(tiny_module(), TinyImages())
-    best = first.checkpoint_callback.best_model_score
+    best = saver_of(first).best_model_score
+    assert best is not None
     second = trainer("second", 4)
     worse = tiny_module(lr=100.0)  # its fourth epoch spoils the weights
     last = tmp_path / "first" / "last.ckpt"
     second.fit(worse, TinyImages(), ckpt_path=last, weights_only=True)
-    saver = second.checkpoint_callback
+    saver = saver_of(second)
     assert second.callback_metrics["val/reconstruction_error"] > best
     assert saver.best_model_score == best
     assert saver.best_model_path == str(tmp_path / "second" / "best.ckpt")
@@ -220,10 +227,10 @@ def test_a_signal_waits_for_a_validation_that_is_counted_over_epochs(tmp_path, b
 @pytest.mark.parametrize(("accumulate", "looked_at"), [(1, [0, 4, 8]), (2, [1, 9]), (3, [2]), (4, [3])])
 def test_several_processes_look_for_a_signal_now_and_then(monkeypatch, accumulate, looked_at):
     """After every fourth step, never while gradients accumulate, nor before the validation after batch 11."""
-    seen, stop = [], StopOnSignal()
+    seen, stop, module = [], StopOnSignal(), tiny_module()
     monkeypatch.setattr(stop, "_stop_together", lambda trainer: seen.append(batch))
     for batch in range(12):
         trainer = SimpleNamespace(world_size=2, log_every_n_steps=4, accumulate_grad_batches=accumulate)
         trainer.is_last_batch, trainer.check_val_every_n_epoch, trainer.val_check_batch = batch == 11, 1, 12
-        stop.on_train_batch_end(trainer, None, None, None, batch)
+        stop.on_train_batch_end(cast(pl.Trainer, trainer), module, None, None, batch)
     assert seen == looked_at

@@ -8,6 +8,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from tiny import TinyImages, tiny_module, tiny_trainer
 
 from nem_lightning.errors import InputError
+from nem_lightning.models.em import NeuralEM
 from nem_lightning.scores.rand_index import AdjustedRandIndex
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
@@ -81,10 +82,11 @@ def test_a_module_for_scoring_takes_its_seed_and_scores(trained):
 def test_another_k_and_t(trained):
     """A list of step weights no longer fits then, and the last step is scored."""
     _, path = trained
-    loaded = checkpoints.load(path, num_components=4, num_steps=5, num_starts=2)
+    loaded, as_saved = checkpoints.load(path, num_components=4, num_steps=5, num_starts=2), checkpoints.load(path)
+    assert isinstance(loaded, NeuralEM) and isinstance(as_saved, NeuralEM)
     trajectory = loaded(torch.rand(2, 1, 1, 6, 5).round())
     assert len(trajectory) == 5 and trajectory[0].mean.shape[1] == 4 and loaded.num_starts == 2
-    assert loaded.loss.step_weights == "last" and checkpoints.load(path).loss.step_weights == [0, 1, 1]
+    assert loaded.loss.step_weights == "last" and as_saved.loss.step_weights == [0, 1, 1]
     with pytest.raises(InputError, match="num_steps=0: must be an integer of at least 1"):
         checkpoints.load(path, num_steps=0)
 
@@ -202,6 +204,7 @@ def _short(data: bytes, at: int) -> int:
 def test_a_module_with_a_weight_of_its_own_is_restored_whole(tmp_path):
     """Though the weight lies beside the model."""
     module = tiny_module(kind=ModuleOfMyOwn)
+    assert isinstance(module, ModuleOfMyOwn)
     with torch.no_grad():
         module.temperature.fill_(0.25)
     target = {"_target_": "module_of_my_own.ModuleOfMyOwn", "seed": 0}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
-from tiny import SHAPE, TinyImages, default_scores, tiny_trainer
+from tiny import SHAPE, TinyImages, default_scores, scores_of, tiny_trainer
 
 from nem_lightning.datamodules.base import TensorFrames
 from nem_lightning.models.em import Iterate, NeuralEM
@@ -74,12 +74,13 @@ def fit(rank: int, world: int, port: int, folder: str) -> None:
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     trainer.test(module, data, verbose=False)
     weights = {name: value.tolist() for name, value in em.state_dict().items()}
+    scores = scores_of(module)
     result = {
         "metrics": metrics,
         "weights": weights,
-        "by_step": module.test_scores.by_step,
-        "images": module.test_scores.num_images,
-        "unscored": module.test_scores.unscored_images,
+        "by_step": scores.by_step,
+        "images": scores.num_images,
+        "unscored": scores.unscored_images,
         "wrote": sorted(path.name for path in own.iterdir()),
     }
     (Path(folder) / f"{rank}.json").write_text(json.dumps(result))

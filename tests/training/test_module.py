@@ -3,7 +3,8 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
-from tiny import SHAPE, TinyImages, TinySequences, tiny_model, tiny_module, tiny_trainer
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from tiny import SHAPE, TinyImages, TinySequences, em_of, m_step_of, scores_of, tiny_model, tiny_module, tiny_trainer
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.corruption import BitFlip, MaskedUniform
@@ -50,8 +51,8 @@ def test_no_gradients_flow_through_responsibilities_in_the_first_epochs(tmp_path
     seen = []
 
     class Watched(NeuralEM):
-        def step(self, *arguments, detach=None):
-            found = super().step(*arguments, detach=detach)
+        def step(self, iterate, corrupted, target, *, detach=None):
+            found = super().step(iterate, corrupted, target, detach=detach)
             if self.training:
                 seen.append(found.responsibilities.requires_grad)
             return found
@@ -59,10 +60,11 @@ def test_no_gradients_flow_through_responsibilities_in_the_first_epochs(tmp_path
     def fit(differentiate: bool, epochs: int, **of_model) -> NeuralEM:
         seen.clear()
         module = tiny_module(num_steps=1, **of_model)
-        module.model.__class__ = Watched
-        module.model.differentiate_responsibilities = differentiate  # once it is built, too
+        em = em_of(module)
+        em.__class__ = Watched
+        em.differentiate_responsibilities = differentiate  # once it is built, too
         tiny_trainer(tmp_path, max_epochs=epochs, limit_train_batches=2).fit(module, TinyImages())
-        return module.model
+        return em
 
     fit(True, 3, detached_epochs=1)
     assert seen == [False] * 2 + [True] * 4
@@ -87,7 +89,7 @@ def test_groups_of_parameters_keep_their_learning_rates(tmp_path):
         return found
 
     class Rates(pl.Callback):
-        def on_train_batch_start(self, trainer, *arguments) -> None:
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
             seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
     for decay, first, resumed in ((False, 1, 1), (True, 1, 0.5)):
@@ -104,8 +106,9 @@ def test_groups_of_parameters_keep_their_learning_rates(tmp_path):
 
 def test_a_subclass_may_have_a_schedule_of_its_own(tmp_path):
     class WarmUp(GroupingModule):
-        def configure_optimizers(self):
+        def configure_optimizers(self) -> OptimizerLRScheduler:
             optimizer = super().configure_optimizers()
+            assert isinstance(optimizer, torch.optim.Optimizer)
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, 3)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -123,21 +126,23 @@ def test_a_subclass_of_the_model_may_have_a_loop_of_its_own(tmp_path):
             return super().steps(iterate, corrupted.flip(-1), frames, num_steps, detach=detach)
 
     module, plain, data = tiny_module(), tiny_module(), TinyImages(batch_size=30)
-    module.model.__class__, module.model.corruption = Mirrored, None
+    em, plain_em = em_of(module), em_of(plain)
+    em.__class__, em.corruption = Mirrored, None
     frames = data.load("val").frames.float()
     draws = torch.Generator()
-    found = module.model.training_loss(frames, generator=draws.manual_seed(0)).total
-    start = plain.model.start(frames[:, 0], 2, draws.manual_seed(0))
-    mirrored = list(plain.model.steps(start, frames.flip(-1), frames, 3))
-    assert torch.allclose(found, plain.model.loss(frames, mirrored))
+    found = em.training_loss(frames, generator=draws.manual_seed(0)).total
+    start = plain_em.start(frames[:, 0], 2, draws.manual_seed(0))
+    mirrored = list(plain_em.steps(start, frames.flip(-1), frames, 3))
+    assert torch.allclose(found, plain_em.loss(frames, mirrored))
     trainer = tiny_trainer(tmp_path)
     for stage in ("validate", "test"):
         own, others = (getattr(trainer, stage)(each, data, verbose=False)[0] for each in (module, plain))
         name = next(name for name in own if name.endswith("/reconstruction_error"))
         assert own[name] != others[name]
-    last = plain.model.start(frames[:, 0], 2, module.generator("val", 0))
+    last = plain_em.start(frames[:, 0], 2, module.generator("val", 0))
     for _ in range(3):
-        last = plain.model.step(last, frames[:, 0].flip(-1), frames[:, 0])
+        last = plain_em.step(last, frames[:, 0].flip(-1), frames[:, 0])
+    assert last.reconstruction is not None
     expected = (frames[:, 0] - last.reconstruction).square().mean().item()
     validated = trainer.validate(module, data, verbose=False)[0]["val/reconstruction_error"]
     assert validated == pytest.approx(expected, rel=1e-5)
@@ -153,7 +158,7 @@ class LearningRates(pl.Callback):
     def __init__(self) -> None:
         self.seen = []
 
-    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         self.seen.append(optimizer.param_groups[0]["lr"])
 
 
@@ -182,14 +187,14 @@ def test_scores_are_means_over_all_images(tmp_path):
         labels.append(last.labels)
         errors.append((image - (last.responsibilities * last.mean).sum(1)).square().flatten(1).mean(1))
         confidences.append(last.responsibilities.amax(1).flatten()[groups[at : at + 7].flatten() != 0])
-        losses.append(module.model.loss.of_step(image, last).total * len(image))
+        losses.append(em_of(module).loss.of_step(image, last).total * len(image))
     scores = adjusted_mutual_information(torch.cat(labels), groups, "max")
     assert logged["test/ami_max"] == pytest.approx(scores.nanmean().item(), abs=1e-6)
     assert logged["test/reconstruction_error"] == pytest.approx(torch.cat(errors).mean().item(), abs=1e-6)
     assert logged["test/confidence"] == pytest.approx(torch.cat(confidences).mean().item(), abs=1e-6)
-    assert logged["test/loss"] == pytest.approx(sum(losses).item() / 30, rel=1e-5)
+    assert logged["test/loss"] == pytest.approx(float(sum(losses)) / 30, rel=1e-5)
     assert logged["test/unscored_images"] == 0
-    found = module.test_scores
+    found = scores_of(module)
     assert len(found.by_step) == 3 and (found.num_images, found.unscored_images) == (30, 0)
     assert found.by_step[-1]["ami_max"] == pytest.approx(logged["test/ami_max"], abs=1e-6)
     assert found.by_step[-1].keys() == found.headings.keys() == SCORES
@@ -212,17 +217,18 @@ def test_seed_stage_and_step_decide_all_draws():
 
 def test_noise_is_for_training_only():
     module, data = tiny_module(), TinyImages()
+    em = em_of(module)
     data.setup()
     batch = data.stages["val"].__getitems__(range(8))
-    with_noise, module.model.corruption = module.model.corruption, None
+    with_noise, em.corruption = em.corruption, None
     module.validation_step(batch, 0)
     clean = module.val_set.compute()
-    loss = module.model.training_loss(batch["frames"], generator=torch.Generator().manual_seed(0)).total
+    loss = em.training_loss(batch["frames"], generator=torch.Generator().manual_seed(0)).total
     module.val_set.reset()
-    module.model.corruption = with_noise
+    em.corruption = with_noise
     module.validation_step(batch, 0)
     assert clean == module.val_set.compute()
-    noisy = module.model.training_loss(batch["frames"], generator=torch.Generator().manual_seed(0)).total
+    noisy = em.training_loss(batch["frames"], generator=torch.Generator().manual_seed(0)).total
     assert loss != noisy
 
 
@@ -230,7 +236,7 @@ def test_a_reconstruction_error_that_is_not_a_number_is_not_hidden():
     module, data = tiny_module(), TinyImages()
     data.setup()
     module.validation_step(data.stages["val"].__getitems__(range(8)), 0)
-    module.model.m_step.input_layer.weight.data.fill_(torch.nan)
+    m_step_of(em_of(module)).input_layer.weight.data.fill_(torch.nan)
     module.validation_step(data.stages["val"].__getitems__(range(8)), 1)
     found = module.val_set.compute()
     assert found["reconstruction_error"].isnan() and found["loss"].isnan()
@@ -277,18 +283,19 @@ def test_images_that_do_not_fit():
 @pytest.mark.parametrize("fast", ["auto", False])
 def test_what_is_logged_while_training_is_of_the_last_step(data, fast, monkeypatch):
     module, frames = tiny_module(fast=fast), data().load("val").frames.float()
-    module.model.corruption = None
-    loss = module.model.training_loss(frames, generator=torch.Generator().manual_seed(0))
+    em = em_of(module)
+    em.corruption = None
+    loss = em.training_loss(frames, generator=torch.Generator().manual_seed(0))
     logged = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
     module._log_training(frames, loss)
-    trajectory, target = module.model(frames, generator=torch.Generator().manual_seed(0)), frames[:, -1]
-    last = module.model.loss.of_step(target, trajectory[-1])
+    trajectory, target = em(frames, generator=torch.Generator().manual_seed(0)), frames[:, -1]
+    last = em.loss.of_step(target, trajectory[-1])
     expected = {
-        "train/loss": module.model.loss(frames, trajectory),
+        "train/loss": em.loss(frames, trajectory),
         "train/loss_intra": last.intra,
         "train/loss_inter": last.inter,
-        "train/log_likelihood": module.model.log_likelihood(target, trajectory[-1].params).mean(),
+        "train/log_likelihood": em.log_likelihood(target, trajectory[-1].params).mean(),
         "train/reconstruction_error": (target - trajectory[-1].reconstruction).square().mean(),
     }
     assert logged.keys() == expected.keys() <= set(module.logged_names)
@@ -311,7 +318,7 @@ def test_validation_scores_the_last_step(tmp_path, data):
     last = module.model(batch["frames"], num_starts=1, generator=module.generator("val", 0))[-1]
     target, groups = batch["frames"][:, -1], batch["groups"][:, -1]
     expected = {
-        "loss": module.model.loss.of_step(target, last).total,
+        "loss": em_of(module).loss.of_step(target, last).total,
         "reconstruction_error": (target - last.reconstruction).square().mean(),
         "ami_max": adjusted_mutual_information(last.labels, groups).nanmean(),
     }
@@ -324,6 +331,7 @@ def test_a_training_step_reads_nothing_back_from_its_device(init):
     """So a GPU never waits for the program. On PyTorch's meta device every such read is an error."""
     module = tiny_module(init=init).to("meta")
     frames = torch.empty(4, 1, *SHAPE, device="meta")
+    assert module.optimizer is not None
     optimizer = module.optimizer(module.parameters())
     loss = module.model.training_loss(frames)
     loss.total.backward()
@@ -367,5 +375,6 @@ def test_a_model_without_weights_and_means_can_be_tested(tmp_path):
     assert not module.has_weights and module.configure_optimizers() is None and tiny_module().has_weights
     (logged,) = tiny_trainer(tmp_path).test(module, data, verbose=False)
     assert logged.keys() == {"test/best_overlap", "test/unscored_images"}
-    assert module.test_scores.by_step == [{"best_overlap": pytest.approx(logged["test/best_overlap"])}]
-    assert module.test_scores.headings == {"best_overlap": MeanBestOverlap.heading}
+    scores = scores_of(module)
+    assert scores.by_step == [{"best_overlap": pytest.approx(logged["test/best_overlap"])}]
+    assert scores.headings == {"best_overlap": MeanBestOverlap.heading}

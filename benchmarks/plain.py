@@ -66,11 +66,12 @@ def run(model: PlainModel, x: Tensor, noisy: Tensor, components: int, steps: int
     theta = model.start((len(x), components))
     gamma = torch.rand(len(x), components, x.shape[2], device=x.device)
     gamma = gamma / gamma.sum(1, keepdim=True)
-    mu, total = torch.zeros_like(gamma), None
+    mu = torch.zeros_like(gamma)
+    total: Tensor | float = 0.0
     for _ in range(steps):
         theta, mu, gamma, loss = step(model, x, noisy, theta, mu, gamma)
-        total = loss / steps if total is None else total + loss / steps
-    assert total is not None, "no steps"
+        total = total + loss / steps
+    assert isinstance(total, Tensor)
     return total
 
 

@@ -100,6 +100,7 @@ def test_the_package_is_imported_without_pytorch_and_has_what_it_names():
     code = "import sys, nem_lightning; dir(nem_lightning); assert not {'torch', 'hydra'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert {"NeuralEM", "Grouping", "GroupingModel", "load"} <= set(nem_lightning.__all__) <= set(dir(nem_lightning))
+    assert set(nem_lightning.__all__) == set(nem_lightning._PLACES)
     for name in nem_lightning.__all__:
         assert getattr(nem_lightning, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

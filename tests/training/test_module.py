@@ -192,7 +192,7 @@ def test_scores_are_means_over_all_images(tmp_path):
     assert logged["test/ami_max"] == pytest.approx(scores.nanmean().item(), abs=1e-6)
     assert logged["test/reconstruction_error"] == pytest.approx(torch.cat(errors).mean().item(), abs=1e-6)
     assert logged["test/confidence"] == pytest.approx(torch.cat(confidences).mean().item(), abs=1e-6)
-    assert logged["test/loss"] == pytest.approx(float(sum(losses)) / 30, rel=1e-5)
+    assert logged["test/loss"] == pytest.approx(torch.stack(losses).sum().item() / 30, rel=1e-5)
     assert logged["test/unscored_images"] == 0
     found = scores_of(module)
     assert len(found.by_step) == 3 and (found.num_images, found.unscored_images) == (30, 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from commands import Command
 from conftest import ROOT
 
 from reproduce import shipped
@@ -22,19 +23,8 @@ SMOKE = ["experiment=smoke", "logger=none", "trainer.accelerator=cpu"]
 def at(tmp_path, data_dir):
     """Start a script in an empty folder."""
 
-    def start(script: str, *arguments: str) -> subprocess.Popen:
-        environment = {**os.environ, "NEM_DATA_DIR": str(data_dir), "COLUMNS": "120", "PYTHONWARNINGS": ""}
-        command = [sys.executable, str(ROOT / script), *arguments]
-        return subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # As from a terminal: where the tests run in the background of a shell, Ctrl-C is ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    def start(script: str, *arguments: str) -> Command:
+        return Command(script, *arguments, folder=tmp_path, environment={"NEM_DATA_DIR": str(data_dir)})
 
     return start
 
@@ -44,10 +34,23 @@ def run(at):
     """Run a script; gives what it printed. It must end with the exit status ``status``."""
 
     def finish(script: str, *arguments: str, status: int = 0) -> str:
-        process = at(script, *arguments)
-        printed, _ = process.communicate(timeout=900)  # guards against hanging; machines may be busy
-        assert process.returncode == status, printed
-        return printed
+        return at(script, *arguments).end(status)
+
+    return finish
+
+
+@pytest.fixture
+def shell(tmp_path, data_dir):
+    """Run a script in a new Python; gives what it printed."""
+
+    def finish(script: str, *arguments: str) -> str:
+        environment = {**os.environ, "NEM_DATA_DIR": str(data_dir), "COLUMNS": "120", "PYTHONWARNINGS": ""}
+        command = [sys.executable, str(ROOT / script), *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
 
     return finish
 
@@ -65,8 +68,8 @@ def wait_for(folder: Path, pattern: str) -> None:
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
-def test_help(run, script):
-    printed = run(script, "--help")
+def test_help(shell, script):
+    printed = shell(script, "--help")
     assert f"python {script}" in printed and "Examples" in printed and "data: shapes, voc" in printed
 
 
@@ -79,8 +82,8 @@ def test_help_does_not_wait_for_what_it_does_not_need(script, tmp_path):
     assert not imported & {"torch", "pytorch_lightning", "matplotlib", "wandb", "scipy", "h5py"}
 
 
-def test_train_then_evaluate_with_another_k_and_t(run, tmp_path):
-    printed = run("train.py", "experiment=smoke", "trainer.accelerator=cpu", "model.num_components=4")
+def test_train_then_evaluate_with_another_k_and_t(shell, tmp_path):
+    printed = shell("train.py", "experiment=smoke", "trainer.accelerator=cpu", "model.num_components=4")
     folder = only(tmp_path.glob("outputs/*_rnn_em_shapes_seed0"))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["num_components"] == 4 and config["model"]["num_steps"] == 3
@@ -90,7 +93,7 @@ def test_train_then_evaluate_with_another_k_and_t(run, tmp_path):
         assert str(place) in printed
     assert "Traceback" not in printed and "Warning" not in printed
 
-    printed = run("evaluate.py", f"ckpt_path={best}", "num_components=5", "num_steps=4", "num_starts=2", "split=val")
+    printed = shell("evaluate.py", f"ckpt_path={best}", "num_components=5", "num_steps=4", "num_starts=2", "split=val")
     scores = json.loads(only(tmp_path.glob("outputs/evaluations/*/scores.json")).read_text())
     assert len(scores["by_step"]) == 4 and scores["num_components"] == 5
     assert scores["split"] == "val" and scores["num_images"] == 10_000 and "Traceback" not in printed
@@ -119,8 +122,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(at, run, tmp_path):
     process = at("train.py", *SMOKE, "trainer.max_epochs=1000")
     wait_for(tmp_path, "outputs/*/checkpoints/last.ckpt")
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
+    printed = process.end(1)
     interrupted = only(tmp_path.glob("outputs/*/checkpoints/interrupted.ckpt"))
     assert f"hydra.run.dir={interrupted.parent.parent}" in printed and "Traceback" not in printed
     saved = torch.load(interrupted, weights_only=True)
@@ -142,7 +144,7 @@ def test_the_same_seed_gives_the_same_run(run, tmp_path):
 
 @pytest.mark.parametrize("change", ["~callbacks.best_checkpoint", "callbacks.best_checkpoint.monitor=null"])
 def test_a_run_in_double_precision_whose_checkpoints_watch_no_score(run, tmp_path, change):
-    run("train.py", *SMOKE, change, "+trainer.precision=64-true")
+    run("train.py", *SMOKE, change, "trainer.precision=64-true")
     scores = json.loads(only(tmp_path.glob("outputs/*/scores.json")).read_text())
     assert scores["best_score"] is None and len(scores["by_step"]) == 3
     assert only(tmp_path.glob("outputs/*/gallery.png")).stat().st_size > 1000
@@ -234,8 +236,7 @@ def test_sigterm_leaves_a_checkpoint(at, tmp_path):
     process = at("train.py", *SMOKE, "trainer.max_epochs=1000")
     wait_for(tmp_path, "outputs/*/checkpoints/last.ckpt")
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    printed = process.end(128 + signal.SIGTERM)
     assert "To go on: the same command" in printed and "Traceback" not in printed
     only(tmp_path.glob("outputs/*/checkpoints/interrupted.ckpt"))
 
@@ -249,8 +250,7 @@ def test_two_processes_stop_together_and_go_on(at, run, tmp_path):
     process = at("train.py", *arguments, "hydra.run.dir=stopped")
     wait_for(tmp_path, "stopped/checkpoints/last.ckpt")
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, printed
+    printed = process.end(128 + signal.SIGTERM)
     saved = torch.load(tmp_path / "stopped" / "checkpoints" / "interrupted.ckpt", weights_only=True)
     assert saved["global_step"] % 20 % 3 == 1  # where the processes look for signals
     printed = run("train.py", *arguments, "hydra.run.dir=stopped")

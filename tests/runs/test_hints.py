@@ -28,5 +28,7 @@ def test_any_folder_can_be_pasted(path):
 
 
 def test_a_plain_folder_is_not_quoted():
-    assert override("hydra.run.dir", "outputs/2026-01-01_12-00-00_a+b") == "hydra.run.dir=outputs/2026-01-01_12-00-00_a+b"
+    assert (
+        override("hydra.run.dir", "outputs/2026-01-01_12-00-00_a+b") == "hydra.run.dir=outputs/2026-01-01_12-00-00_a+b"
+    )
     assert override("hydra.run.dir", "my runs") == "\"hydra.run.dir='my runs'\""

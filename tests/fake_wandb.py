@@ -12,12 +12,14 @@ class FakeWandb:
     Attributes:
         url: for ``WANDB_BASE_URL``.
         runs: for each run's id, the variables of its creation (groupName, displayName, tags, ...).
+        refuse: whether it refuses every key.
         sent: what was sent of the runs' files (history, summary, ...), as text.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, dict] = {}
         self.sent: list[str] = []
+        self.refuse = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -57,6 +59,9 @@ class FakeWandb:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if server.refuse:
+                    self.send_error(401)
+                    return
                 if self.path == "/graphql":
                     asked = json.loads(body)
                     answer = {"data": server.answer(asked["query"], asked.get("variables") or {})}

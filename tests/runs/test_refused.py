@@ -1,0 +1,163 @@
+"""What Lightning, W&B and Hydra refuse is said in one line before the folder is taken; paths as people have them."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import Command
+from conftest import ROOT
+from fake_wandb import FakeWandb
+from test_sweeps import TINY
+
+REFUSED = {
+    "trainer.max_epochs=abc": "trainer.max_epochs=abc: must be an integer",
+    "trainer.max_epochs=1.5": "trainer.max_epochs=1.5: must be an integer",
+    "trainer.accelerator=gpu": "trainer: ",
+    "trainer.accelerator=mars": "trainer: ",
+    "+trainer.precison=16": "unexpected keyword argument 'precison'",
+    "trainer.precision=abc": "trainer: ",
+    "trainer.devices=abc": "trainer: ",
+    "trainer.strategy=abc": "trainer: ",
+    "trainer.strategy=ddp_spawn": "trainer.strategy: scores do not come back from processes that are spawned",
+    "trainer.strategy=ddp_fork": "trainer.strategy: scores do not come back from processes that are spawned",
+    "trainer.limit_train_batches=abc": "trainer.limit_train_batches=abc: must be",
+    "trainer.limit_val_batches=-1": "trainer",
+    "trainer.log_every_n_steps=abc": "trainer.log_every_n_steps=abc: must be an integer",
+    "+trainer.accumulate_grad_batches=abc": "trainer.accumulate_grad_batches=abc: must be an integer",
+    "+trainer.check_val_every_n_epoch=abc": "trainer",
+    "+trainer.val_check_interval=abc": "trainer.val_check_interval=abc: must be",
+    "+trainer.val_check_interval=1000000": "val_check_interval",
+    "+trainer.gradient_clip_val=abc": "gradient_clip_val",
+    "+trainer.max_time=abc": "trainer",
+    "logger.csv.flush_logs_every_n_steps=abc": "logger.csv.flush_logs_every_n_steps=abc",
+    "callbacks.early_stopping.patience=abc": "callbacks.early_stopping.patience=abc",
+    "callbacks.early_stopping.mode=abc": "callbacks.early_stopping",
+    "data.batch_size=abc": "data.batch_size=abc: must be an integer of at least 1",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def train(tmp_path, data):
+    """Run train.py on little data; gives what it printed, which holds no traceback."""
+
+    def finish(*arguments: str, status: int = 0, **environment: str) -> str:
+        command = ["train.py", *TINY, f"paths.data_dir={data}", *arguments]
+        printed = Command(*command, folder=tmp_path, environment=environment).end(status)
+        assert "Traceback" not in printed
+        return printed
+
+    return finish
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_a_setting_that_is_refused_takes_no_folder(train, tmp_path, setting):
+    printed = train(setting, "hydra.run.dir=here", status=1)
+    (line,) = [line for line in printed.splitlines() if "rror" in line or REFUSED[setting] in line][:1]
+    assert REFUSED[setting] in line, printed
+    assert not (tmp_path / "here" / "config.yaml").exists()
+    assert not (tmp_path / "here" / "checkpoints").exists()
+
+
+def test_the_corrected_command_takes_the_folder(train, tmp_path):
+    for setting in ("trainer.max_epochs=abc", "trainer.accelerator=gpu", "+trainer.precison=16"):
+        train(setting, "hydra.run.dir=here", status=1)
+    assert "max_epochs=abc" not in (tmp_path / "here" / "error.txt").read_text()  # of the last command
+    train("trainer.max_epochs=2", "hydra.run.dir=here")
+    assert not (tmp_path / "here" / "error.txt").exists()
+    last = "ckpt_path=here/checkpoints/last.ckpt"
+    printed = train(last, "trainer.max_epochs=1", "hydra.run.dir=there", status=1)
+    assert "current_epoch=2" in printed and "max_epochs=1" in printed
+    assert not (tmp_path / "there" / "config.yaml").exists()
+    train(last, "trainer.max_epochs=3", "hydra.run.dir=there")
+    assert json.loads((tmp_path / "there" / "scores.json").read_text())["epochs"] == 3
+
+
+def test_a_key_that_wandb_refuses_takes_no_folder(train, tmp_path):
+    arguments = ["logger=[wandb,csv]", "logger.wandb.offline=false", "hydra.run.dir=here"]
+    with FakeWandb() as server:
+        server.refuse = True
+        online = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "b" * 40}
+        for key in ("short", "b" * 40):
+            printed = train(*arguments, status=1, **{**online, "WANDB_API_KEY": key})
+            assert "logger.wandb: " in printed and not (tmp_path / "here" / "config.yaml").exists()
+    train(*arguments[:1], "hydra.run.dir=here")
+
+
+def test_a_folder_with_all_that_rich_hydra_and_the_shell_read_into_a_name(train, tmp_path):
+    sweep = "my [old] runs, a=b {c}"
+    printed = train("-m", f"hydra.sweep.dir='{sweep}'", "seed=0", "trainer.max_epochs=0.5", status=1)
+    assert f"Sweep {sweep}" in printed and "0 of 1 runs finished." in printed
+    (hint,) = [line.partition(" and ")[2] for line in printed.splitlines() if line.startswith("To finish the others")]
+    printed = train("-m", *shlex.split(hint), "seed=0")
+    assert f"Sweep {sweep}" in printed and "1 of 1 runs finished." in printed
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [sweep]
+
+
+def test_a_tilde_is_the_home_folder(train, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    train("paths.data_dir='~/data'", "hydra.run.dir='~/run'", HOME=str(home))
+    assert {path.name for path in home.iterdir()} >= {"data", "run"}
+    assert (home / "run" / "scores.json").exists() and len(list((home / "data").iterdir())) == 1
+    train("-m", "seed=0", "paths.data_dir='~/data'", "hydra.sweep.dir='~/sweep'", HOME=str(home))
+    assert (home / "sweep" / "seed-0" / "scores.json").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.name == "~"]
+
+
+def test_damaged_files_of_a_run_get_one_line(train, tmp_path):
+    train("hydra.run.dir=here")
+    config, scores = (tmp_path / "here" / name for name in ("config.yaml", "scores.json"))
+    kept = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*.ckpt")}
+    whole = config.read_bytes()
+    for path, content in ((config, b"seed: [1"), (config, b"\xff\0"), (scores, b""), (scores, b'{"by_step": [')):
+        path.write_bytes(content)
+        printed = train("hydra.run.dir=here", status=1)
+        assert f"{path}: is damaged or cut short" in printed and path.read_bytes() == content
+        config.write_bytes(whole)
+    assert kept == {path: path.read_bytes() for path in kept}
+    scores.unlink()
+    train("hydra.run.dir=here")  # as the line advises
+    assert json.loads(scores.read_text())["epochs"] == 1
+
+
+def test_a_terminal_that_lacks_characters_ends_no_run(tmp_path, data):
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, f"paths.data_dir={data}", "hydra.run.dir=here"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    printed = (done.stdout + done.stderr).decode("latin-1")
+    assert done.returncode == 0, printed
+    assert (tmp_path / "here" / "scores.json").exists() and "Epoch 0" in printed
+
+
+def test_two_processes_score_each_image_once(tmp_path):
+    conf = {
+        "model/shade.yaml": "_target_: seam_of_my_own.Shade\nimage_shape: ${pixels.shape}\nbinary: ${pixels.binary}\n"
+        "num_components: 2\nnum_steps: 2\nnum_starts: 1\n",
+        "data/moving_bars.yaml": "_target_: seam_of_my_own.MovingBars\nnum_frames: 3\nseed: ${seed}\n",
+    }
+    for name, text in conf.items():
+        path = Path(tmp_path / "my" / name)
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    own = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    given = ["--config-dir", "my", "data=moving_bars"]
+    train = ["trainer=cpu", "model=shade", "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"]
+    Command("train.py", *given, *train, folder=tmp_path, environment=own).end()
+    given += ["ckpt_path=run/checkpoints/best.ckpt", "trusted=[seam_of_my_own]", "trainer.accelerator=cpu"]
+    for name, processes in (("alone", []), ("together", ["trainer=ddp", "trainer.devices=2"])):
+        evaluate = [*given, *processes, f"hydra.run.dir={name}"]
+        printed = Command("evaluate.py", *evaluate, folder=tmp_path, environment=own).end()
+        assert printed.count("by EM step") == 1 and "Traceback" not in printed
+    alone, together = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("alone", "together"))
+    assert together["num_images"] == alone["num_images"] == 32
+    for one, other in zip(alone["by_step"], together["by_step"], strict=True):
+        assert other == pytest.approx(one, rel=1e-5)

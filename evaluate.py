@@ -7,7 +7,7 @@ from rich.console import Console
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from nem_lightning.errors import require
-from nem_lightning.runs import command_line, threads
+from nem_lightning.runs import command_line, sweeps, threads
 from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import SCORES, RunFolder
 
@@ -17,7 +17,11 @@ threads.spin_less()  # before PyTorch is imported
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Compose, then evaluate."""
-    with RunFolder(config.paths.run_dir) as folder, command_line.one_line_errors():
+    with (
+        sweeps.keep_going_without_failed_run(),
+        RunFolder(config.paths.run_dir) as folder,
+        command_line.one_line_errors(),
+    ):
         evaluate(config, folder)
 
 
@@ -26,7 +30,7 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     from pytorch_lightning.utilities import rank_zero_only  # here, so that --help need not wait for it
 
     from nem_lightning import figures
-    from nem_lightning.datamodules.base import STAGES
+    from nem_lightning.datamodules.base import STAGES, FramesDataModule
     from nem_lightning.training import checkpoints
     from nem_lightning.training.callbacks import require_results
 
@@ -39,6 +43,8 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     module = checkpoints.load_module(config.ckpt_path, scores, config.seed, sizes, config.trusted)
     datamodule = instantiate(config.data)
     module.model.check_images(datamodule.image_shape, datamodule.binary)
+    own = isinstance(datamodule, FramesDataModule)
+    require(own or config.split == "test", f"split={config.split}: must be test, as data is no FramesDataModule")
     datamodule.test_stage = config.split
     trainer = instantiate(config.trainer, logger=False)
     require_results(trainer)
@@ -62,4 +68,7 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        sweeps.print_sweep_summary()

@@ -147,7 +147,7 @@ class FramesDataModule(pl.LightningDataModule):
     once, over however many processes.
 
     Attributes:
-        image_shape: (C, H, W); known once ``prepare_data`` is done.
+        image_shape: (C, H, W); known once the data module is built.
         binary: whether pixels are 0 or 1 (Bernoulli), or real values in [0, 1]; likewise.
     """
 

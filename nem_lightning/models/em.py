@@ -7,7 +7,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -43,7 +43,7 @@ class Iterate(Grouping):
         chosen = {
             name: torch.where(mask.view(-1, *[1] * (one.dim() - 1)), one, two) for name, (one, two) in pairs.items()
         }
-        return Iterate(**chosen)
+        return replace(self, **chosen)
 
 
 class NeuralEM(GroupingModel):
@@ -247,7 +247,11 @@ class NeuralEM(GroupingModel):
         """Look anew whether the fast path applies, and compile the M-step if ``compiled`` is true."""
         if compiled:
             self.m_step.compile()
-        self.fast_path.forget()
+        self.fast_path.begin()
+
+    def finish_training(self) -> None:
+        """Let the fast path look at each batch whether it applies."""
+        self.fast_path.end()
 
     def training_loss(
         self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None
@@ -261,16 +265,18 @@ class NeuralEM(GroupingModel):
         corrupted = frames if self.corruption is None else self.corruption(frames, generator)
         detach = epoch < self.detached_epochs or not self.differentiate_responsibilities
         target = frame_pair(frames, self.num_steps)[1]
-        if self.fast is not False and self._is_fast(frames, corrupted):
+        if self.fast is not False and self._is_fast(frames, corrupted, epoch):
             found = self.fast_path(self, frames[:, 0], corrupted[:, 0], detach=detach, generator=generator)
             return TrainingLoss(found.total, lambda: self.explain(target, found.state, found.params, detach=True))
         start = self.start(frames[:, 0], self.num_components, generator)
         trajectory = list(self.steps(start, corrupted, frames, self.num_steps, detach=detach))
         return TrainingLoss(self.loss(frames, trajectory), lambda: trajectory[-1])
 
-    def _is_fast(self, frames: Tensor, corrupted: Tensor) -> bool:
+    def _is_fast(self, frames: Tensor, corrupted: Tensor, epoch: int) -> bool:
         is_own = type(self) is NeuralEM
-        reason = self.fast_path.why_not(self, frames, corrupted) if is_own else "the model is a subclass of NeuralEM"
+        reason = (
+            self.fast_path.why_not(self, frames, corrupted, epoch) if is_own else "the model is a subclass of NeuralEM"
+        )
         if reason is not None:
             require(self.fast == "auto", f"fast=true: the fast path does not apply, because {reason}")
             if self.fast_path.is_news(reason):

@@ -39,37 +39,43 @@ class FastLoss(NamedTuple):
 class FastPath:
     """Computes the loss of a batch with its gradients, if :meth:`why_not` gives no reason against it.
 
-    The object holds the memory that it computes in, and what it knows of the model's structure. The structure is
-    looked at once, until :meth:`forget`.
+    The object holds the memory that it computes in, and what it knows of the model's structure. Between :meth:`begin`
+    and :meth:`end` the structure is looked at once an epoch, and at each batch otherwise.
     """
 
     def __init__(self) -> None:
         self._unrolled: Unrolled | None = None
-        self.forget()
+        self._structure: tuple[int, str | None] | None = None  # the epoch in which it was looked at, and the reason
+        self._is_training = False
+        self._said: set[str] = set()
 
     def __reduce__(self) -> tuple:
         return FastPath, ()  # a copy has memory of its own
 
-    def forget(self) -> None:
-        """Look at the model's structure anew at the next batch, and take every reason for news."""
-        self._structure: tuple[str | None] | None = None
-        self._said: set[str] = set()
+    def begin(self) -> None:
+        """Begin a training, in which the structure changes between epochs at most; every reason is news again."""
+        self._structure, self._is_training = None, True
+        self._said.clear()
+
+    def end(self) -> None:
+        """End the training."""
+        self._structure, self._is_training = None, False
 
     def is_news(self, reason: str) -> bool:
-        """Say whether a reason is given for the first time since :meth:`forget`."""
+        """Say whether a reason is given for the first time since :meth:`begin`."""
         news = reason not in self._said
         self._said.add(reason)
         return news
 
-    def why_not(self, em: "NeuralEM", frames: Tensor, corrupted: Tensor) -> str | None:
+    def why_not(self, em: "NeuralEM", frames: Tensor, corrupted: Tensor, epoch: int = 0) -> str | None:
         """Give the first reason why the fast path does not apply, to complete "because ..."; None if it applies.
 
         It applies to N-EM, and to RNN-EM with the plain encoder and decoder, on binary still images of one channel on
         a CPU, with a black prior and lambda = 1, if nothing is replaced, hooked or compiled.
         """
-        if self._structure is None:
-            self._structure = (_reason_of_structure(em),)
-        return self._structure[0] or _reason_of_batch(em, frames, corrupted)
+        if self._structure is None or not self._is_training or self._structure[0] != epoch:
+            self._structure = epoch, _reason_of_structure(em)
+        return self._structure[1] or _reason_of_batch(em, frames, corrupted)
 
     def __call__(
         self,

@@ -193,6 +193,9 @@ class GroupingModel(nn.Module, abc.ABC):
                 ``Trainer.fit(torch.compile(module))``.
         """
 
+    def finish_training(self) -> None:
+        """Undo what :meth:`prepare_training` did that is only for training. Does nothing by default."""
+
     def check_images(self, image_shape: Sequence[int], binary: bool) -> None:
         """Raise :class:`~nem_lightning.errors.InputError` if the model cannot take these images.
 

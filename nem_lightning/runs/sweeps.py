@@ -107,9 +107,12 @@ def _names_of_runs(config: DictConfig, task: list[str], same: list[str]) -> list
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*params, *task])
+    sweeps_group = any(o.is_sweep_override() and o.get_key_element() in choices for o in overrides)
     names = []
     for run in BasicSweeper.split_arguments(overrides, None)[0]:
-        seeds = [override.partition("=")[2] for override in run if override.startswith("seed=")]
+        seeds = [override.partition("=")[2] for override in run if re.match(r"\+*seed=", override)]
+        if sweeps_group and not seeds:  # a file may set the seed
+            return None
         names.append(name_of_run(run, same, seeds[0] if seeds else config.seed))
     return names
 
@@ -260,13 +263,16 @@ def _said(run: RunFolder) -> str:
         scores = run.scores()
     except InputError as error:
         return str(error)
-    return f"{_score(scores)}, {scores['epochs']} epochs" if scores else "finished"
+    if not scores:
+        return "finished"
+    return f"{_score(scores)}, {scores['epochs']} epochs" if "epochs" in scores else _score(scores)
 
 
 def _score(scores: dict[str, Any]) -> str:
     """The first score of ``scores.json`` that has a title, after the last step."""
     if not scores["by_step"]:  # no image was tested
         return "not tested"
-    name, (title, spec) = next((name, heading) for name, heading in scores["headings"].items() if heading[0])
+    titled = ((name, heading) for name, heading in scores["headings"].items() if heading[0])
+    name, (title, spec) = next(titled, (None, ("no score", "")))
     value = scores["by_step"][-1].get(name)
     return f"test {title} {'-' if value is None else format(value, spec)}"

@@ -89,6 +89,7 @@ class ScoreSet(nn.Module):
                 groups=groups,
             )
         for name, value in model.report(target, grouping).items():
+            require(name in self.numbers, f"{type(model).__name__}.headings: has no heading for {name!r}")
             self._number(name).update(value, len(target))
         self.images.update(groups)
 

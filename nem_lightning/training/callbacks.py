@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from nem_lightning import figures
-from nem_lightning.datamodules.base import frames_of, groups_of
+from nem_lightning.datamodules.base import groups_of
 from nem_lightning.errors import InputError, NonFiniteLoss, require
 from nem_lightning.files import atomic_file
 from nem_lightning.runs.hints import override
@@ -218,6 +218,9 @@ class LogGroupings(pl.Callback):
         self.num_images = num_images
         self._batch: dict[str, Tensor] = {}
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batch = {}
+
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -235,7 +238,7 @@ class LogGroupings(pl.Callback):
         if not loggers or not trainer.is_global_zero or trainer.sanity_checking:
             return
         assert isinstance(pl_module, GroupingModule)
-        frames, groups = frames_of(self._batch), groups_of(self._batch)
+        frames, groups = pl_module.frames(self._batch), groups_of(self._batch)
         with torch.no_grad():
             trajectory = pl_module(frames, generator=pl_module.generator("val", 0))
         pictures = [figures.groupings(frames, groups, trajectory, index) for index in range(len(frames))]

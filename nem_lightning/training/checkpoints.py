@@ -54,6 +54,10 @@ class WholeFiles(TorchCheckpointIO):
             reason = str(error).splitlines()[0]
             raise InputError(f"{path}: cannot be written ({reason}); what was saved before is as it was") from error
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint by :func:`contents`, which checks it."""
+        return contents(path)
+
 
 def contents(path: str | Path) -> Any:
     """Read what :func:`torch.save` wrote to a file. Runs no code from the file, and checks all its checksums.
@@ -170,7 +174,7 @@ def load_module(
     checkpoint = read(path)
     config = checkpoint[KEY]
     require(
-        isinstance(config.get("model"), dict) and isinstance(config.get("module"), dict),
+        isinstance(config, dict) and isinstance(config.get("model"), dict) and isinstance(config.get("module"), dict),
         f"ckpt_path={path}: its configuration describes no model and module",
     )
     model, module = dict(config["model"]), dict(config["module"])
@@ -179,7 +183,6 @@ def load_module(
     sizes = sizes or {}
     for name, value in sizes.items():
         if value is not None:
-            require(name in model, f"{name}={value}: this model has no such setting")
             model[name] = value
     loss = model.get("loss")
     if sizes.get("num_steps") is not None and isinstance(loss, dict) and isinstance(loss.get("step_weights"), list):
@@ -188,8 +191,12 @@ def load_module(
         module["seed"] = seed
     try:
         built = build(model, module, scores)
-    except InstantiationException as error:
-        raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
+    except (InstantiationException, TypeError) as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"ckpt_path={path}: its model cannot be built ({reason})") from error
+    require(isinstance(built, GroupingModule), f"ckpt_path={path}: its module is a {type(built).__name__}")
     built.load_state_dict(weights(checkpoint, built, path))
     return built
 
@@ -224,7 +231,10 @@ def _require_trusted(config: Any, allowed: Sequence[str], path: str | Path) -> N
         if "_target_" in config:
             target = str(config["_target_"])
             known = _is_in(target, allowed)  # before it is imported
-            found: Any = get_object(target) if known else None
+            try:
+                found: Any = get_object(target) if known else None
+            except Exception as error:
+                raise InputError(f"ckpt_path={path}: its model needs {target}, which is not there") from error
             require(
                 _is_class_or_maker(found) and _is_in(f"{found.__module__}.{found.__qualname__}", allowed),
                 f"ckpt_path={path}: its model needs {target}; allowed are classes of {', '.join(allowed)}; "

@@ -70,11 +70,16 @@ class GroupingModule(pl.LightningModule):
         self.optimizer = optimizer
         self.decay = decay
         self.seed = seed
-        self.val_set = ScoreSet(scores or {}, model)
+        # Lists hide the scores from the module: they are neither trained nor saved, and stay in double precision.
+        self._val_sets = [ScoreSet(scores or {}, model)]
         self._test_sets = [ScoreSet(scores or {}, model) for _ in range(model.num_steps)]
-        self.test_sets = nn.ModuleList(self._test_sets)  # so that they move with the module
         self.test_scores: TestScores | None = None
         self._learning_rates: list[float] | None = None  # a group of parameters each
+
+    @property
+    def val_set(self) -> ScoreSet:
+        """The scores of the last validation."""
+        return self._val_sets[0]
 
     @property
     def logged_names(self) -> list[str]:
@@ -135,9 +140,12 @@ class GroupingModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.model.prepare_training(compiled=self._compiler_ctx is not None)
 
+    def on_fit_end(self) -> None:
+        self.model.finish_training()
+
     @_eagerly
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        frames = self._frames(batch)
+        frames = self.frames(batch)
         generator = self.generator("train", self.current_epoch, batch_idx)
         loss = self.model.training_loss(frames, epoch=self.current_epoch, generator=generator)
         every = self.trainer.log_every_n_steps  # 0: never  # pyright: ignore[reportAttributeAccessIssue]
@@ -155,12 +163,12 @@ class GroupingModule(pl.LightningModule):
             self.log(f"train/{name}", value, prog_bar=name == "loss")
 
     def on_validation_epoch_start(self) -> None:
-        self.val_set.reset()
+        self._start(self._val_sets)
 
     @_eagerly
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         generator = self.generator("val", batch_idx)
-        groupings = self.model.groupings(self._frames(batch), num_starts=1, generator=generator)
+        groupings = self.model.groupings(self.frames(batch), num_starts=1, generator=generator)
         self._score(self.val_set, batch, self.model.num_steps, deque(groupings, maxlen=1).pop())
 
     def on_validation_epoch_end(self) -> None:
@@ -170,16 +178,15 @@ class GroupingModule(pl.LightningModule):
     @_eagerly
     def predict_step(self, batch: Batch, batch_idx: int) -> Grouping:
         """Give the grouping of a batch after the last step."""
-        groupings = self.model.groupings(self._frames(batch), generator=self.generator("test", batch_idx))
+        groupings = self.model.groupings(self.frames(batch), generator=self.generator("test", batch_idx))
         return deque(groupings, maxlen=1).pop()
 
     def on_test_epoch_start(self) -> None:
-        for scores in self._test_sets:
-            scores.reset()
+        self._start(self._test_sets)
 
     @_eagerly
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        groupings = self.model.groupings(self._frames(batch), generator=self.generator("test", batch_idx))
+        groupings = self.model.groupings(self.frames(batch), generator=self.generator("test", batch_idx))
         for step, (scores, grouping) in enumerate(zip(self._test_sets, groupings, strict=True), start=1):
             self._score(scores, batch, step, grouping)
 
@@ -195,12 +202,18 @@ class GroupingModule(pl.LightningModule):
         self.log_dict({f"test/{name}": value.float() for name, value in by_step[-1].items()}, sync_dist=True)
         self.log("test/unscored_images", unscored.float())
 
+    def _start(self, sets: Iterable[ScoreSet]) -> None:
+        for scores in sets:
+            scores.to(self.device)
+            scores.reset()
+
     def _score(self, scores: ScoreSet, batch: Batch, step: int, grouping: Grouping) -> None:
-        target = frame_pair(self._frames(batch), step)[1]
+        target = frame_pair(self.frames(batch), step)[1]
         scores.update(self.model, target, groups_of_step(groups_of(batch), step), grouping)
 
-    def _frames(self, batch: Batch) -> Tensor:
+    def frames(self, batch: Batch) -> Tensor:
         """Give the frames of a batch in the precision of the weights."""
         frames = frames_of(batch)
         by_itself = torch.is_autocast_enabled(frames.device.type) or not frames.is_floating_point()
-        return frames if by_itself else frames.to(self.dtype)
+        weight = next(self.model.parameters(), None)
+        return frames if by_itself or weight is None else frames.to(weight.dtype)

@@ -198,7 +198,6 @@ def test_another_m_step_may_follow():
     torch.manual_seed(0)
     path = FastPath()
     for m_step in ("N-EM", "RNN-EM", "N-EM"):
-        path.forget()
         assert_same(model(m_step, num_components=2, num_steps=3), binary(2, *SHAPE), None, 1e-9, path)
 
 

@@ -196,18 +196,25 @@ def test_a_subclass_goes_by_the_loop():
         em.training_loss(frames)
 
 
-def test_the_structure_is_looked_at_once_until_training_is_prepared():
+def test_the_structure_is_looked_at_once_an_epoch_of_training_and_at_each_batch_otherwise():
     em, frames = change("nothing")
-    assert em.fast_path.why_not(em, frames, frames) is None
+
+    def why_not(epoch: int = 0) -> str | None:
+        return em.fast_path.why_not(em, frames, frames, epoch)
+
     m_step = m_step_of(em)
-    m_step.activation = "tanh"
-    assert em.fast_path.why_not(em, frames, frames) is None
+    for m_step.activation, reason in (("sigmoid", None), ("tanh", REASONS["activation"]), ("sigmoid", None)):
+        assert why_not() == reason  # without a training
     em.prepare_training()
-    assert em.fast_path.why_not(em, frames, frames) == REASONS["activation"]
+    assert why_not() is None
+    m_step.activation = "tanh"
+    assert why_not() is None  # until the next epoch
+    assert why_not(1) == REASONS["activation"]
+    em.prepare_training()
+    assert why_not(1) == REASONS["activation"]
+    em.finish_training()
     m_step.activation = "sigmoid"
-    assert em.fast_path.why_not(em, frames, frames) == REASONS["activation"]
-    em.fast_path.forget()
-    assert em.fast_path.why_not(em, frames, frames) is None
+    assert why_not(1) is None
 
 
 def test_a_copy_looks_for_itself():

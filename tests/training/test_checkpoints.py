@@ -91,10 +91,34 @@ def test_another_k_and_t(trained):
         checkpoints.load(path, num_steps=0)
 
 
-def test_a_size_that_the_model_has_not(saved):
+def test_a_size_that_the_configuration_leaves_to_the_model(saved):
     model = {name: value for name, value in CONFIG["model"].items() if name != "num_starts"}
-    with pytest.raises(InputError, match="num_starts=2: this model has no such setting"):
-        checkpoints.load(with_config(saved, {**CONFIG, "model": model}), num_starts=2)
+    assert checkpoints.load(with_config(saved, {**CONFIG, "model": model}), num_starts=2).num_starts == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"colour": "red"}, "cannot be built .*colour"),
+        ({"_target_": "nem_lightning.models.em.Gone"}, "its model needs nem_lightning.models.em.Gone"),
+    ],
+)
+def test_a_model_that_cannot_be_built_gets_one_line(saved, change, reason):
+    with pytest.raises(InputError, match=reason) as error:
+        checkpoints.load(with_config(saved, with_model(**change)))
+    assert "\n" not in str(error.value)
+
+
+def test_lightning_reads_no_damaged_checkpoint(saved, tmp_path):
+    """What trainer.test and fit read a checkpoint by."""
+    content = bytearray(saved.read_bytes())
+    start = content.index(b"/data/0") + 200
+    content[start : start + 4] = bytes(255 - value for value in content[start : start + 4])
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        checkpoints.WholeFiles().load_checkpoint(damaged)
+    assert checkpoints.WholeFiles().load_checkpoint(saved).keys() >= {"state_dict"}
 
 
 @pytest.mark.parametrize("name", ["model", "module"])

@@ -111,14 +111,15 @@ def test_a_model_that_cannot_be_built_gets_one_line(saved, change, reason):
 
 def test_lightning_reads_no_damaged_checkpoint(saved, tmp_path):
     """What trainer.test and fit read a checkpoint by."""
-    content = bytearray(saved.read_bytes())
+    path = saved()
+    content = bytearray(path.read_bytes())
     start = content.index(b"/data/0") + 200
     content[start : start + 4] = bytes(255 - value for value in content[start : start + 4])
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(content)
     with pytest.raises(InputError, match="damaged"):
         checkpoints.WholeFiles().load_checkpoint(damaged)
-    assert checkpoints.WholeFiles().load_checkpoint(saved).keys() >= {"state_dict"}
+    assert checkpoints.WholeFiles().load_checkpoint(path).keys() >= {"state_dict"}
 
 
 @pytest.mark.parametrize("name", ["model", "module"])

@@ -20,9 +20,10 @@ import torch  # before ours, which might set what it reads
 
 from benchmarks import steps
 from benchmarks.steps import Case
+from nem_lightning.runs.threads import SPIN_COUNT
 
 ROOT = Path(__file__).parent.parent
-SETTING = {"GOMP_SPINCOUNT": "1000"}
+SETTING = {"GOMP_SPINCOUNT": SPIN_COUNT}
 OF_USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
 
 

@@ -3,7 +3,7 @@
 import os
 
 SPIN_COUNT = "1000"
-"""Keeps nine tenths of the speed alone, and twice the speed beside a busy process; see ``benchmarks/threads.py``."""
+"""Turns that a thread waits before it sleeps (300,000 by default); docs/speed.md has the figures."""
 
 
 def spin_less() -> None:

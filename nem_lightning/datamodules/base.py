@@ -168,9 +168,10 @@ class FramesDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Read what ``stage`` ("fit", "validate", "test" or None for all) needs into memory, once."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": (self.test_stage,)}.get(stage or "", STAGES)
-        for name in wanted:
+        """Read what ``stage`` ("fit", "validate", "test", "predict" or None for all) needs into memory, once."""
+        of_test = (self.test_stage,)
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": of_test, "predict": of_test}
+        for name in wanted.get(stage or "", STAGES):
             self._load_once(name)
 
     def _load_once(self, stage: str) -> TensorFrames:
@@ -197,6 +198,10 @@ class FramesDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Give the test batches."""
         return self.eval_dataloader(self.test_stage)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Give the test batches."""
+        return self.test_dataloader()
 
     def eval_dataloader(self, stage: str) -> DataLoader[Batch]:
         """Give the images of any stage in their order, each once."""

@@ -212,7 +212,8 @@ class FramesDataModule(pl.LightningDataModule):
         self, stage: str, sampler: Sampler[int], loader: type[DataLoader[Batch]] = DataLoader
     ) -> DataLoader[Batch]:
         pin = torch.cuda.is_available()
-        return loader(self.stages[stage], self.batch_size, sampler=sampler, collate_fn=_as_it_comes, pin_memory=pin)
+        arguments = {"batch_size": self.batch_size, "collate_fn": _as_it_comes, "pin_memory": pin}
+        return loader(self.stages[stage], sampler=sampler, **arguments)  # by name: Lightning makes them anew to predict
 
 
 def _as_it_comes(batch: Any) -> Any:

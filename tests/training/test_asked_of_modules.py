@@ -30,13 +30,9 @@ def test_predictions_are_groupings(tmp_path):
     assert found is not None and [len(grouping.responsibilities) for grouping in found] == [16, 14]
     assert isinstance(found[0], Grouping) and found[0].responsibilities.shape == (16, 2, 1, 6, 5)
     assert torch.allclose(found[0].responsibilities.sum(1), torch.ones(16, 1, 6, 5))
-    again = tiny_trainer(tmp_path).predict(module, DataLoader([{"frames": frames} for frames in _frames(data)], 16))
+    loader = WithoutGroups().eval_dataloader("test")
+    again = tiny_trainer(tmp_path).predict(module, loader)
     assert again is not None and torch.equal(again[0].responsibilities, found[0].responsibilities)
-
-
-def _frames(data: TinyImages) -> list[torch.Tensor]:
-    images = data.load("test")
-    return [images[index]["frames"] for index in range(len(images))]
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])

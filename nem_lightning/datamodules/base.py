@@ -168,9 +168,10 @@ class FramesDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Read what ``stage`` ("fit", "validate", "test" or None for all) needs into memory, once."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": (self.test_stage,)}.get(stage or "", STAGES)
-        for name in wanted:
+        """Read what ``stage`` ("fit", "validate", "test", "predict" or None for all) needs into memory, once."""
+        of_test = (self.test_stage,)
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": of_test, "predict": of_test}
+        for name in wanted.get(stage or "", STAGES):
             self._load_once(name)
 
     def _load_once(self, stage: str) -> TensorFrames:
@@ -198,6 +199,10 @@ class FramesDataModule(pl.LightningDataModule):
         """Give the test batches."""
         return self.eval_dataloader(self.test_stage)
 
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Give the test batches."""
+        return self.test_dataloader()
+
     def eval_dataloader(self, stage: str) -> DataLoader[Batch]:
         """Give the images of any stage in their order, each once."""
         world, rank = self._processes()
@@ -207,7 +212,8 @@ class FramesDataModule(pl.LightningDataModule):
         self, stage: str, sampler: Sampler[int], loader: type[DataLoader[Batch]] = DataLoader
     ) -> DataLoader[Batch]:
         pin = torch.cuda.is_available()
-        return loader(self.stages[stage], self.batch_size, sampler=sampler, collate_fn=_as_it_comes, pin_memory=pin)
+        arguments = {"batch_size": self.batch_size, "collate_fn": _as_it_comes, "pin_memory": pin}
+        return loader(self.stages[stage], sampler=sampler, **arguments)  # by name: Lightning makes them anew to predict
 
 
 def _as_it_comes(batch: Any) -> Any:

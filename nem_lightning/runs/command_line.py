@@ -9,6 +9,7 @@ import logging
 import math
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count
+from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count, require_number
 from nem_lightning.headings import Heading
 
 if TYPE_CHECKING:
@@ -64,9 +65,16 @@ def one_line_errors() -> Iterator[None]:
 
         exit_after_signal(stop)
     except Exception as error:
+        if isinstance(error, ValueError) and _raised_by_lightning(error):
+            raise _one_line(f"trainer: {error}") from error
         if type(error).__module__.startswith("wandb.errors"):
             raise _one_line(f"logger.wandb: {error}") from error
         raise
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith(("pytorch_lightning.", "lightning_fabric."))
 
 
 def _one_line(message: str) -> CompactHydraException:
@@ -110,9 +118,15 @@ def set_seed(seed: int) -> None:
 
 def require_trainer_numbers(trainer: DictConfig) -> None:
     """Raise :class:`~nem_lightning.errors.InputError` for numbers that Lightning would stumble over while it trains."""
-    for name in ("max_epochs", "max_steps"):
+    counts = {"max_epochs": -1, "max_steps": -1, "min_epochs": 0, "min_steps": 0, "log_every_n_steps": 0}
+    counts |= {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "num_nodes": 1, "num_sanity_val_steps": -1}
+    for name, minimum in counts.items():
         if trainer.get(name) is not None:
-            require_count(f"trainer.{name}", trainer[name], minimum=-1)
+            require_count(f"trainer.{name}", trainer[name], minimum)
+    shares = [f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")]
+    for name in (*shares, "overfit_batches", "gradient_clip_val"):
+        if trainer.get(name) is not None:
+            require_number(f"trainer.{name}", trainer[name], minimum=0)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

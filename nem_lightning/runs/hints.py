@@ -9,9 +9,7 @@ def override(key: str, value: object) -> str:
     text = str(value)
     if not re.fullmatch(r"[\w./:@%+-]+", text, re.ASCII):
         text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf's escape of what would be looked up
-        text = re.sub(
-            r"(\\*)'", r"\1\1\\'", text
-        )  # Hydra's quotes: a backslash counts before a quote alone
+        text = re.sub(r"(\\*)'", r"\1\1\\'", text)  # Hydra's: a backslash counts before a quote alone
         text = re.sub(r"(\\+)\Z", r"\1\1", text)
         text = f"'{text}'"
         if not re.search(r'["$`\\!]', text):

@@ -105,6 +105,7 @@ def assert_same_end(folder: Path, expected: Path) -> None:
             assert torch.equal(one["state_dict"][key], weight), (name, key)
     one, other = (yaml.safe_load((run / "scores.json").read_text()) for run in (folder, expected))
     assert one.pop("ckpt_path") != other.pop("ckpt_path")
+    assert one.pop("seconds") > 0 < other.pop("seconds")  # the only thing that is not the same
     assert one == other
 
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue")
 SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -126,9 +127,9 @@ def _commands(folder: Path) -> list[list[str]]:
 
 
 def _wait_until_idle(folder: Path, environment: dict[str, str], daemons: list[subprocess.Popen]) -> None:
-    deadline = time.monotonic() + 60
+    deadline, dead = time.monotonic() + 60, []
     while time.monotonic() < deadline:
-        dead = [daemon.args[0] for daemon in daemons if daemon.poll() is not None]
+        dead = [" ".join(map(str, cast(list, daemon.args))) for daemon in daemons if daemon.poll() is not None]
         if dead:
             break
         answer = subprocess.run(["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True)

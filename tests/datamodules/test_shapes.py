@@ -1,12 +1,14 @@
 import logging
 import multiprocessing
 import os
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from torch.utils.data import DistributedSampler
 
 from nem_lightning.datamodules import ShapesDataModule
 from nem_lightning.datamodules.shapes import SPLITS, generate
@@ -51,9 +53,16 @@ def test_k_means_scores_what_it_is_known_to():
     labels = np.zeros_like(groups)
     for image, label in zip(images, labels, strict=True):
         at = np.argwhere(image)
-        label[at[:, 0], at[:, 1]] = KMeans(3, n_init=3, random_state=0).fit_predict(at)
+        clusters = KMeans(3, n_init=3, random_state=0)  # pyright: ignore[reportArgumentType]  # any number of starts
+        label[at[:, 0], at[:, 1]] = clusters.fit_predict(at)
     scores = adjusted_mutual_information(torch.tensor(labels), torch.tensor(groups), "max")
     assert abs(scores.nanmean() - 0.812) < 0.02
+
+
+def array_in(file: h5py.File, name: str) -> h5py.Dataset:
+    array = file[name]
+    assert isinstance(array, h5py.Dataset)
+    return array
 
 
 def test_the_published_layout(data_dir):
@@ -62,8 +71,9 @@ def test_the_published_layout(data_dir):
         assert set(file) == set(SPLITS)
         for name, count in SPLITS.items():
             for key in ("features", "groups"):
-                assert file[name][key].shape == (1, count, 28, 28, 1) and file[name][key].dtype == np.float32
-        assert set(np.unique(file["single"]["groups"][:, :100])) == {0, 1}
+                array = array_in(file, f"{name}/{key}")
+                assert array.shape == (1, count, 28, 28, 1) and array.dtype == np.float32
+        assert set(np.unique(array_in(file, "single/groups")[:, :100])) == {0, 1}
     assert [path.name for path in data_dir.iterdir()] == [datamodule.path.name]  # nothing half-written
 
 
@@ -74,7 +84,9 @@ def test_batches(data_dir):
     batch = next(iter(train))
     assert batch["frames"].shape == (48, 1, 1, 28, 28) and batch["frames"].dtype == torch.float32
     assert batch["groups"].shape == (48, 1, 28, 28) and batch["groups"].dtype == torch.int64
-    assert len(train.dataset) == 50_000 and len(val.dataset) == 10_000
+    images = datamodule.stages
+    assert train.dataset is images["train"] and val.dataset is images["val"]
+    assert len(images["train"]) == 50_000 and len(images["val"]) == 10_000
     assert sum(len(batch["frames"]) for batch in val) == 10_000
     one = val.dataset[3]
     assert torch.equal(one["frames"], next(iter(val))["frames"][3]) and one["groups"].shape == (1, 28, 28)
@@ -85,6 +97,7 @@ def test_the_order_of_training_batches_depends_on_seed_and_epoch(data_dir):
         datamodule = ShapesDataModule(str(data_dir), seed=seed)
         datamodule.setup("fit")
         loader = datamodule.train_dataloader()
+        assert isinstance(loader.sampler, DistributedSampler)
         loader.sampler.set_epoch(epoch)
         return next(iter(loader))["frames"]
 
@@ -120,8 +133,9 @@ def test_a_published_file_is_read_instead(tmp_path, caplog):
     datamodule.setup()
     assert len(datamodule.stages["test"]) == 12 and datamodule.stages["test"].groups[0, 0, 3, 4] == 2
     assert len(list(tmp_path.iterdir())) == 1
-    for others in ({"generation_seed": 1}, {"num_objects": 4}, {"size": 20}):
-        assert ShapesDataModule(str(tmp_path), **others).path.name != "shapes.h5"
+    changes: tuple[dict[str, Any], ...] = ({"generation_seed": 1}, {"num_objects": 4}, {"size": 20})
+    for others in changes:
+        assert ShapesDataModule(data_dir=str(tmp_path), **others).path.name != "shapes.h5"
     datamodule = ShapesDataModule(str(tmp_path), train_on="single")
     with pytest.raises(InputError, match=r"shapes.h5: has no group 'single'; its groups are test, training, val"):
         datamodule.setup()

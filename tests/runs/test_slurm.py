@@ -218,8 +218,8 @@ class Scontrol:
 
     def wait_until(self, job: str, state: str) -> None:
         deadline = time.monotonic() + 60
-        while (found := re.search(r"JobState=(\w+)", self("show", "job", job)))[1] != state:
-            assert time.monotonic() < deadline, found[0]
+        while (found := re.search(r"JobState=(\w+)", self("show", "job", job))) is None or found[1] != state:
+            assert time.monotonic() < deadline, found
             time.sleep(0.1)
 
     def start_now(self, job: str) -> None:

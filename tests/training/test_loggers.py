@@ -4,6 +4,7 @@ import time
 
 import wandb
 from conftest import ROOT
+from wandb.errors import CommError
 
 from nem_lightning.runs.signals import Preempted
 from nem_lightning.training.loggers import WandbLogger
@@ -25,7 +26,7 @@ def test_offline_where_wandb_cannot_be_reached(tmp_path, monkeypatch, caplog):
     def unreachable(**arguments):
         modes.append(arguments.get("mode"))
         if arguments.get("mode") != "offline":
-            raise wandb.errors.CommError("no answer\nfrom the server")
+            raise CommError("no answer\nfrom the server")
         return original(**arguments)
 
     monkeypatch.setattr(wandb, "init", unreachable)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from commands import Command
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]  # made by protobuf
 
 SMALL = ["data.size=12", "data.num_objects=1", "model.num_steps=3", "model.m_step.hidden_size=10", "trainer=cpu"]
 FEW = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.limit_val_batches=1"]

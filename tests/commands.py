@@ -3,6 +3,7 @@
 So a command takes a second or two, not the ten that the imports take.
 """
 
+import io
 import multiprocessing
 import os
 import runpy
@@ -83,6 +84,7 @@ def _run(script, arguments, folder, printed, environment, before) -> None:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, encoding="utf-8")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background, it is ignored
     os.chdir(folder)

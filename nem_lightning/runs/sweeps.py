@@ -94,15 +94,17 @@ class PrepareSweep(Callback):
             os.environ[VISIBLE] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 
-def plain_overrides(overrides: ListConfig) -> list[str]:
+def plain_overrides(overrides: ListConfig | list[str]) -> list[str]:
     """Give overrides as they were typed: only the run itself may be able to resolve what ``${...}`` in them means."""
     return [str(override) for override in OmegaConf.to_container(overrides, resolve=False) or ()]
 
 
 def _names_of_runs(config: DictConfig, task: list[str], same: list[str]) -> list[str] | None:
     """Give the names of all runs that Hydra's own sweeper will start; None for other sweepers and names."""
-    choices, subdir = config.hydra.runtime.choices, OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]
-    if choices["hydra/sweeper"] != "basic" or subdir != "${run_in_sweep:${seed}}":
+    places = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    assert isinstance(places, dict)
+    own_names = places["subdir"] == "${run_in_sweep:${seed}}"
+    if config.hydra.runtime.choices["hydra/sweeper"] != "basic" or not own_names:
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*params, *task])

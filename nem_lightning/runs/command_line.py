@@ -28,6 +28,7 @@ from rich.text import Text
 
 from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count, require_number
 from nem_lightning.headings import Heading
+from nem_lightning.runs.hints import hydra_value
 
 if TYPE_CHECKING:
     from nem_lightning.figures import Pictures
@@ -95,8 +96,10 @@ class CheckRunFolder(Callback):
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in the folder's name
         folder = Path(config.hydra[mode].dir).expanduser()  # a shell expands ~ only at the start of a word
         if str(folder) != config.hydra[mode].dir:
+            expanded = hydra_value(str(folder))
             with read_write(config.hydra):
                 config.hydra[mode].dir = str(folder)
+                config.hydra.overrides.hydra.append(f"hydra.{mode}.dir={expanded}")  # for the jobs of a sweep
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

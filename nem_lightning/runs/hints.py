@@ -6,12 +6,17 @@ import shlex
 
 def override(key: str, value: object) -> str:
     """Give ``key=value`` as a user types it, quoted for Hydra and for the shell if the value needs it."""
-    text = str(value)
-    if not re.fullmatch(r"[\w./:@%+-]+", text, re.ASCII):
-        text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf's escape of what would be looked up
-        text = re.sub(r"(\\*)'", r"\1\1\\'", text)  # Hydra's: a backslash counts before a quote alone
-        text = re.sub(r"(\\+)\Z", r"\1\1", text)
-        text = f"'{text}'"
-        if not re.search(r'["$`\\!]', text):
-            return f'"{key}={text}"'
+    text = hydra_value(str(value))
+    if text.startswith("'") and not re.search(r'["$`\\!]', text):
+        return f'"{key}={text}"'
     return shlex.quote(f"{key}={text}")
+
+
+def hydra_value(text: str) -> str:
+    """Give a text as Hydra reads it in an override, quoted if it needs it."""
+    if re.fullmatch(r"[\w./:@%+-]+", text, re.ASCII):
+        return text
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf's escape of what would be looked up
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)  # Hydra's: a backslash counts before a quote alone
+    text = re.sub(r"(\\+)\Z", r"\1\1", text)
+    return f"'{text}'"

@@ -1,12 +1,12 @@
 """What is asked of a module beside the two commands: predictions, data without groups, tensors of another kind."""
 
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import TinyImages, tiny_module, tiny_trainer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from nem_lightning.errors import InputError, require_count, require_number, require_positive
 from nem_lightning.models.grouping import Grouping
@@ -20,7 +20,7 @@ class WithoutGroups(TinyImages):
     def eval_dataloader(self, stage: str) -> DataLoader:
         images = self._load_once(stage)
         frames = [{"frames": images[index]["frames"].to(self.kind)} for index in range(30)]
-        return DataLoader(cast(Dataset, frames), 16)
+        return DataLoader(frames, 16)  # pyright: ignore[reportArgumentType]
 
     def train_dataloader(self) -> DataLoader:
         return self.eval_dataloader("train")
@@ -28,15 +28,13 @@ class WithoutGroups(TinyImages):
 
 def test_predictions_are_groupings(tmp_path):
     module, data = tiny_module(), TinyImages()
-    found = tiny_trainer(tmp_path).predict(module, data)
-    assert found is not None and all(isinstance(grouping, Grouping) for grouping in found)
-    found = cast(list[Grouping], found)
+    found: Any = tiny_trainer(tmp_path).predict(module, data)
     assert [len(grouping.responsibilities) for grouping in found] == [16, 14]
-    assert found[0].responsibilities.shape == (16, 2, 1, 6, 5)
+    assert isinstance(found[0], Grouping) and found[0].responsibilities.shape == (16, 2, 1, 6, 5)
     assert torch.allclose(found[0].responsibilities.sum(1), torch.ones(16, 1, 6, 5))
     loader = WithoutGroups().eval_dataloader("test")
-    again = tiny_trainer(tmp_path).predict(module, loader)
-    assert again is not None and torch.equal(cast(list[Grouping], again)[0].responsibilities, found[0].responsibilities)
+    again: Any = tiny_trainer(tmp_path).predict(module, loader)
+    assert torch.equal(again[0].responsibilities, found[0].responsibilities)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
@@ -68,4 +66,4 @@ def test_numbers_of_numpy_are_numbers():
         require_count("n", np.int64(0))
     with pytest.raises(InputError, match="must be an integer"):
         require_count("n", np.bool_(True))
-    assert TinyImages(batch_size=cast(int, np.int64(4))).batch_size == 4
+    assert TinyImages(batch_size=np.int64(4)).batch_size == 4  # pyright: ignore[reportArgumentType]

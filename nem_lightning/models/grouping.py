@@ -8,8 +8,8 @@ frame t + 1, so T steps need T + 1 frames.
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,11 @@ class Grouping:
     def reconstruction(self) -> Tensor | None:
         """sum_k gamma_k mu_k, (B, C, H, W); None if the model has no means."""
         return None if self.mean is None else (self.responsibilities * self.mean).sum(1)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all tensors to a device."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value if value is None else value.to(device) for name, value in tensors.items()})
 
 
 class TrainingLoss(NamedTuple):

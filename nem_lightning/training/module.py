@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import pytorch_lightning as pl
@@ -25,16 +24,6 @@ Step = TypeVar("Step", bound=Callable)
 def _eagerly(step: Step) -> Step:
     """Leave a step as it is when ``torch.compile(module)`` is trained: the model chooses what is compiled."""
     return torch.compiler.disable(step)  # pyright: ignore[reportReturnType]
-
-
-@dataclass(frozen=True)
-class Prediction(Grouping):
-    """A grouping that Lightning can move to the CPU, as it does with all that it predicts."""
-
-    def to(self, device: torch.device) -> "Prediction":
-        """Give the same on a device."""
-        mean = None if self.mean is None else self.mean.to(device)
-        return Prediction(self.responsibilities.to(device), mean)
 
 
 class GroupingModule(pl.LightningModule):
@@ -187,11 +176,10 @@ class GroupingModule(pl.LightningModule):
             self.log(f"val/{name}", value.float(), prog_bar=name == "ami_max", sync_dist=True)
 
     @_eagerly
-    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Grouping:
         """Give the grouping of a batch after the last step."""
         groupings = self.model.groupings(self.frames(batch), generator=self.generator("test", batch_idx))
-        last = deque(groupings, maxlen=1).pop()
-        return Prediction(last.responsibilities, last.mean)
+        return deque(groupings, maxlen=1).pop()
 
     def on_test_epoch_start(self) -> None:
         self._start(self._test_sets)

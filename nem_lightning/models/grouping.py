@@ -9,6 +9,7 @@ frame t + 1, so T steps need T + 1 frames.
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -263,6 +264,6 @@ def checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
         InputError: not three integers of at least 1.
     """
     shape = tuple(image_shape)
-    if len(shape) != 3 or not all(isinstance(size, int) and size >= 1 for size in shape):
+    if len(shape) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in shape):
         raise InputError(f"image_shape={list(shape)}: must be [channels, height, width], each at least 1")
-    return shape
+    return int(shape[0]), int(shape[1]), int(shape[2])

@@ -10,7 +10,7 @@ import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -159,25 +159,9 @@ class GroupingModel(nn.Module, abc.ABC):
         self.check_frames(frames, num_steps)
         return self.unroll(frames, num_components, num_steps, num_starts, generator)
 
-    def forward(
-        self,
-        frames: Tensor,
-        *,
-        num_components: int | None = None,
-        num_steps: int | None = None,
-        num_starts: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> list[Grouping]:
+    def forward(self, frames: Tensor, **named: Any) -> list[Grouping]:
         """Give all groupings of :meth:`groupings`, which has the same arguments, as a list."""
-        return list(
-            self.groupings(
-                frames,
-                num_components=num_components,
-                num_steps=num_steps,
-                num_starts=num_starts,
-                generator=generator,
-            )
-        )
+        return list(self.groupings(frames, **named))
 
     def report(self, target: Tensor, grouping: Grouping) -> dict[str, Tensor]:
         """Give further numbers about a grouping, each with a heading in :attr:`headings`; none by default.

@@ -33,7 +33,8 @@ def sweep(tmp_path):
 
     def finish(*arguments: str, status: int = 0, **environment: str) -> list[str]:
         command = ["train.py", "-m", *TINY, "hydra.sweep.dir=mine", *arguments]
-        printed = Command(*command, folder=tmp_path, environment=environment).end(status)
+        wide = {"COLUMNS": "1000", **environment}  # each run on one line, however long the names of folders are
+        printed = Command(*command, folder=tmp_path, environment=wide).end(status)
         assert "Traceback" not in printed
         assert "Sweep mine" in printed, printed
         return [line.strip() for line in printed[printed.index("Sweep mine") :].splitlines()]

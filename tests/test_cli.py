@@ -122,7 +122,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(at, run, tmp_path):
     process = at("train.py", *SMOKE, "trainer.max_epochs=1000")
     wait_for(tmp_path, "outputs/*/checkpoints/last.ckpt")
     process.send_signal(signal.SIGINT)
-    printed = process.end(1)
+    printed = process.end(128 + signal.SIGINT)
     interrupted = only(tmp_path.glob("outputs/*/checkpoints/interrupted.ckpt"))
     assert f"hydra.run.dir={interrupted.parent.parent}" in printed and "Traceback" not in printed
     saved = torch.load(interrupted, weights_only=True)

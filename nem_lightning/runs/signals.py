@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+TIME_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Preempted(SIGTERMException):
@@ -30,7 +31,7 @@ class Preempted(SIGTERMException):
 
 
 class StopOnSignal(pl.Callback):
-    """Stops training after the step in which SIGTERM, SIGUSR1 or SIGUSR2 comes, in all processes alike.
+    """Stops training after the step in which SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C comes, in all processes alike.
 
     It replaces Lightning's own handlers, which save within a step and let the processes of a DDP run stop at different
     steps. If a signal comes just before or within a validation, or while gradients accumulate, the run stops after the
@@ -39,6 +40,7 @@ class StopOnSignal(pl.Callback):
 
     Raises:
         Preempted: for :class:`~nem_lightning.training.callbacks.CheckpointOnInterrupt`, and :func:`exit_after_signal`.
+        KeyboardInterrupt: Ctrl-C came twice; the run stops at once.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -48,6 +50,10 @@ class StopOnSignal(pl.Callback):
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if self._received == number:
+                raise KeyboardInterrupt
+            rank_zero_info("Stopping after this step, or after a validation and one step; Ctrl-C again stops at once.")
         self._received = number
 
     def on_train_batch_end(
@@ -89,7 +95,7 @@ def exit_after_signal(stop: SIGTERMException) -> NoReturn:
         UncompletedJobError: submitit has started the job again ``max_num_timeout`` times.
     """
     number = stop.number if isinstance(stop, Preempted) else signal.SIGTERM
-    if number != signal.SIGTERM:
+    if number in TIME_LIMIT:
         of_submitit = signal.getsignal(number)
         if callable(of_submitit):
             of_submitit(number, None)  # counts the restarts; ends the process

@@ -162,9 +162,11 @@ class StopOnNonFiniteLoss(pl.Callback):
 class CheckpointOnInterrupt(pl.Callback):
     """Saves a checkpoint when training is interrupted (Ctrl-C, SIGTERM), so that nothing is lost.
 
-    A run that goes on from it ends with the weights of an undisturbed one; not so where Ctrl-C comes while gradients
-    accumulate, or where modules of your own draw from PyTorch's global generator (dropout), as neither is saved.
-    Interrupted within a validation, it goes on after that validation.
+    A run that goes on from the checkpoint ends with the weights of an undisturbed run, and its loggers get the same
+    rows at the same steps. There are three exceptions, as Lightning does not save what they need. A run that a second
+    Ctrl-C stops while gradients accumulate starts that sum anew. A run that a second Ctrl-C stops within a validation
+    goes on after that validation. Modules of your own that draw from PyTorch's global generator (dropout) draw other
+    numbers.
 
     Args:
         path: of the checkpoint.
@@ -172,15 +174,30 @@ class CheckpointOnInterrupt(pl.Callback):
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
+        self._goes_on = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+            batches = trainer.fit_loop.epoch_loop.batch_progress.current
+            if batches.completed < batches.processed:  # stopped between a step and the row that Lightning logs of it
+                trainer._logger_connector.update_train_step_metrics()
             trainer.save_checkpoint(self.path)
             folder = Path(trainer.default_root_dir)
             rank_zero_info(
                 f"Interrupted at step {trainer.global_step}, saved {self.path}. To go on: the same command and "
                 f"{override('hydra.run.dir', folder)} (of a sweep, {override('hydra.sweep.dir', folder.parent)})"
             )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Let the rows of a run that goes on have the steps of an undisturbed run.
+
+        Lightning counts the steps for its loggers apart, and counts one twice if a run was stopped within a step.
+        """
+        if self._goes_on and pl_module.automatic_optimization:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        self._goes_on = False
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         """Let the next validation start at its first batch.
@@ -193,6 +210,7 @@ class CheckpointOnInterrupt(pl.Callback):
         """
         if "loops" not in checkpoint:  # weights alone
             return
+        self._goes_on = True
         try:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]
         except KeyError as error:
@@ -208,7 +226,7 @@ class LogGroupings(pl.Callback):
     """Draws the groupings of fixed validation images after each validation.
 
     They go to every logger that takes pictures (W&B, TensorBoard) as ``val/groupings``, one picture an
-    image.
+    image, at the step of the scores of the same validation.
 
     Args:
         num_images: how many images, the first of the validation set.
@@ -242,16 +260,17 @@ class LogGroupings(pl.Callback):
         with torch.no_grad():
             trajectory = pl_module(frames, generator=pl_module.generator("val", 0))
         pictures = [figures.groupings(frames, groups, trajectory, index) for index in range(len(frames))]
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # Lightning's, for all that is logged
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 import wandb
 
                 with _surviving(logger):
                     panel = [wandb.Image(figure, caption=f"image {i}") for i, figure in enumerate(pictures)]
-                    logger.experiment.log({"val/groupings": panel, "trainer/global_step": trainer.global_step})
+                    logger.experiment.log({"val/groupings": panel, "trainer/global_step": step})
             else:
                 for index, figure in enumerate(pictures):
-                    logger.experiment.add_figure(f"val/groupings/{index}", figure, trainer.global_step)
+                    logger.experiment.add_figure(f"val/groupings/{index}", figure, step)
 
 
 class LogScoresByStep(pl.Callback):

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -109,7 +110,8 @@ class WandbLogger(LightningWandbLogger):
             error: what ended the run early; W&B shows it as failed, or as preempted where a signal stopped it.
         """
         with self.surviving():
-            if self._experiment is not None and isinstance(error, SIGTERMException):
+            stopped = isinstance(error, SIGTERMException) and getattr(error, "number", None) != signal.SIGINT
+            if self._experiment is not None and stopped:
                 self._experiment.mark_preempting()
             wandb.finish(exit_code=int(error is not None))
 

@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from tiny import TinyImages, em_of, m_step_of, tiny_module, tiny_trainer
 
 from nem_lightning.runs.signals import Preempted, StopOnSignal
@@ -178,18 +178,18 @@ def test_groupings_of_the_same_images_go_to_the_logger(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path, max_epochs=2, logger=logger, callbacks=[LogGroupings(num_images=2)])
     trainer.fit(tiny_module(), TinyImages())
     axes = (2 + 1) * (3 + 2)
-    assert drawn == [(f"val/groupings/{i}", axes, step) for step in (5, 10) for i in range(2)]
+    assert drawn == [(f"val/groupings/{i}", axes, step) for step in (4, 9) for i in range(2)]
 
 
 class KillIn(pl.Callback):
-    """SIGTERM in a batch, counted from the start."""
+    """SIGTERM, or another signal, in a batch, counted from the start."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, batch: int, number: int = signal.SIGTERM) -> None:
+        self.batch, self.number = batch, number
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.fit_loop.total_batch_idx == self.batch:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize("batch", [0, 2, 4, 5, 6])
@@ -222,6 +222,49 @@ def test_a_signal_waits_for_a_validation_that_is_counted_over_epochs(tmp_path, b
         trainer(KillIn(batch), CheckpointOnInterrupt(str(path))).fit(tiny_module(), TinyImages())
     trainer(CheckpointOnInterrupt(str(path))).fit(tiny_module(), TinyImages(), ckpt_path=path, weights_only=True)
     assert validated == [3, 6, 9, 12, 15]
+
+
+class Rows(Logger):
+    """Keeps what is logged: (step, its numbers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    name = version = "rows"
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, params: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        *(KillIn(batch, number) for number in (signal.SIGTERM, signal.SIGINT) for batch in (0, 3, 4, 6)),
+        *(InterruptAt(hook, 7) for hook in ("on_train_batch_start", "on_before_zero_grad", "on_train_batch_end")),
+        InterruptAt("on_train_batch_start", 5),  # the first of an epoch
+    ],
+    ids=lambda stop: "-".join(map(str, vars(stop).values())) if isinstance(stop, KillIn) else next(iter(vars(stop))),
+)
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_stopped_run_logs_the_rows_of_an_undisturbed_one(tmp_path, stop, every):
+    def trainer(logger: Rows, *callbacks) -> pl.Trainer:
+        settings = {"max_epochs": 3, "logger": logger, "log_every_n_steps": every}
+        own = [StopOnSignal(), CheckpointOnInterrupt(str(path)), *callbacks]
+        return tiny_trainer(tmp_path, callbacks=own, **settings)
+
+    path, undisturbed, stopped = tmp_path / "interrupted.ckpt", Rows(), Rows()
+    trainer(undisturbed).fit(tiny_module(), TinyImages())
+    with pytest.raises((Preempted, SystemExit)):
+        trainer(stopped, stop).fit(tiny_module(), TinyImages())
+    last = tiny_module()
+    goes_on = trainer(stopped)
+    goes_on.fit(last, TinyImages(), ckpt_path=path, weights_only=True)
+    goes_on.test(last, TinyImages(), verbose=False)
+    assert stopped.rows.pop()[0] == 15  # the test's
+    assert stopped.rows == undisturbed.rows and len(stopped.rows) >= 9
 
 
 @pytest.mark.parametrize(("accumulate", "looked_at"), [(1, [0, 4, 8]), (2, [1, 9]), (3, [2]), (4, [3])])

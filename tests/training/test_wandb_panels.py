@@ -61,3 +61,11 @@ def test_the_best_of_a_score_is_kept_beside_the_last(records):
     assert ami.step_metric == error.step_metric == "trainer/global_step"
     logged = {name for row in rows_of(records) for name in row}
     assert {"val/ami_max", "train/loss", "test/ami_max", "val/groupings._type"} <= logged
+
+
+def test_the_pictures_of_a_validation_are_at_the_step_of_its_scores(records):
+    of_scores, of_pictures = (
+        [row["trainer/global_step"] for row in rows_of(records) if name in row]
+        for name in ("val/ami_max", "val/groupings._type")
+    )
+    assert of_pictures == of_scores == ["2"]

@@ -1,24 +1,26 @@
-# make train: train RNN-EM on Shapes (settings of your own: ARGS="model=nem seed=1").  make test: check style and types,
-# and run the tests.  make reproduce: train, score and tabulate all rows of the results (days on a CPU).  make evaluate:
-# score the shipped checkpoints again.  Each sets up .venv first.
 PYTHON ?= python3
 VENV := .venv
 ARGS ?=
 
-.PHONY: train test reproduce evaluate clean
+.PHONY: help train test reproduce evaluate clean
 
-train: $(VENV)/installed
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' Makefile | expand -t 12
+	@echo 'Each target sets up $(VENV) first. Settings of your own: make train ARGS="model=nem seed=1".'
+
+train: $(VENV)/installed  ## train RNN-EM on Shapes
 	$(VENV)/bin/python train.py $(ARGS)
 
-test: $(VENV)/installed
+test: $(VENV)/installed  ## check style and types, and run the tests
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-reproduce: $(VENV)/installed
+reproduce: $(VENV)/installed  ## train, score and tabulate all rows of the results (days on a CPU)
 	$(VENV)/bin/python -m reproduce all $(ARGS)
 
-evaluate: $(VENV)/installed
+evaluate: $(VENV)/installed  ## score the shipped checkpoints again
 	$(VENV)/bin/python -m reproduce evaluate $(ARGS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -27,5 +29,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[test]'
 	touch $@
 
-clean:
+clean:  ## delete .venv
 	rm -rf $(VENV)

@@ -7,7 +7,7 @@ from rich.console import Console
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from nem_lightning.errors import require
-from nem_lightning.runs import command_line, sweeps, threads
+from nem_lightning.runs import command_line, kinds, sweeps, threads
 from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import SCORES, RunFolder
 
@@ -46,6 +46,7 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     own = isinstance(datamodule, FramesDataModule)
     require(own or config.split == "test", f"split={config.split}: must be test, as data is no FramesDataModule")
     datamodule.test_stage = config.split
+    kinds.require_trainer(config.trainer)
     trainer = instantiate(config.trainer, logger=False)
     require_results(trainer)
     if first:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
-from nem_lightning.runs import command_line, sweeps, threads
+from nem_lightning.runs import command_line, kinds, sweeps, threads
 from nem_lightning.runs.command_line import Place
 from nem_lightning.runs.folder import RunFolder
 
@@ -49,9 +49,11 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     if config.ckpt_path is not None:  # raises if the weights do not fit
         checkpoints.weights(checkpoints.read_run(config.ckpt_path), module, config.ckpt_path)
     plain_config = command_line.plain(config)
+    kinds.require_trainer(config.trainer)
+    kinds.require_kinds("callbacks", config.callbacks)
+    kinds.require_kinds("logger", config.logger)
     callbacks = instantiate(config.callbacks)
     require_known_monitors(callbacks, module)
-    command_line.require_trainer_numbers(config.trainer)
     loggers = list(instantiate(config.logger).values())
     begin = LambdaCallback(on_train_start=lambda *_: folder.begin())
     trainer = instantiate(

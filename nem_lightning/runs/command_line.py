@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 import sys
 import textwrap
 import traceback
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count, require_number
+from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count
 from nem_lightning.headings import Heading
 from nem_lightning.runs.hints import hydra_value
 
@@ -39,7 +40,9 @@ for stream in (sys.stdout, sys.stderr):  # nothing printed may end a run in a te
         stream.reconfigure(errors="replace")
 
 # Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
-logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+    lambda record: not re.search(r"Tip:|Ignoring `Trainer\(max_time", record.getMessage())  # our own timer has it
+)
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 
 
@@ -117,19 +120,6 @@ def set_seed(seed: int) -> None:
     from pytorch_lightning import seed_everything
 
     seed_everything(seed, verbose=False)
-
-
-def require_trainer_numbers(trainer: DictConfig) -> None:
-    """Raise :class:`~nem_lightning.errors.InputError` for numbers that Lightning would stumble over while it trains."""
-    counts = {"max_epochs": -1, "max_steps": -1, "min_epochs": 0, "min_steps": 0, "log_every_n_steps": 0}
-    counts |= {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "num_nodes": 1, "num_sanity_val_steps": -1}
-    for name, minimum in counts.items():
-        if trainer.get(name) is not None:
-            require_count(f"trainer.{name}", trainer[name], minimum)
-    shares = [f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")]
-    for name in (*shares, "overfit_batches", "gradient_clip_val"):
-        if trainer.get(name) is not None:
-            require_number(f"trainer.{name}", trainer[name], minimum=0)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -265,7 +265,9 @@ def _said(run: RunFolder) -> str:
         return str(error)
     if not scores:
         return "finished"
-    return f"{_score(scores)}, {scores['epochs']} epochs" if "epochs" in scores else _score(scores)
+    if "epochs" not in scores:
+        return _score(scores)
+    return f"{_score(scores)}, {scores['epochs']} {'epoch' if scores['epochs'] == 1 else 'epochs'}"
 
 
 def _score(scores: dict[str, Any]) -> str:

@@ -19,8 +19,13 @@ REFUSED = {
     "trainer.accelerator=gpu": "trainer: ",
     "trainer.accelerator=mars": "trainer: ",
     "+trainer.precison=16": "unexpected keyword argument 'precison'",
-    "trainer.precision=abc": "trainer: ",
+    "trainer.precision=abc": "trainer.precision=abc: must be ",
     "trainer.devices=abc": "trainer: ",
+    "+trainer.max_time=abc": "callbacks.timer: ",
+    "+trainer.enable_progress_bar=abc": "trainer.enable_progress_bar=abc: must be a valid boolean",
+    "callbacks.early_stopping.patience=abc": "callbacks.early_stopping.patience=abc: must be a valid integer",
+    "callbacks.best_checkpoint.monitor=3": "callbacks.best_checkpoint.monitor=3: must be a valid string",
+    "logger.csv.flush_logs_every_n_steps=abc": "logger.csv.flush_logs_every_n_steps=abc: must be a valid integer",
     "trainer.strategy=abc": "trainer: ",
     "trainer.strategy=ddp_spawn": "trainer.strategy: scores do not come back from processes that are spawned",
     "trainer.strategy=ddp_fork": "trainer.strategy: scores do not come back from processes that are spawned",
@@ -49,7 +54,8 @@ def train(tmp_path, data):
     def finish(*arguments: str, status: int = 0, **environment: str) -> str:
         flags = [argument for argument in arguments if argument == "-m"]  # Hydra reads them before or after all others
         settings = [argument for argument in arguments if argument != "-m"]
-        command = ["train.py", *flags, *TINY, f"paths.data_dir={data}", *settings]
+        own = [] if "NEM_DATA_DIR" in environment else [f"paths.data_dir={data}"]
+        command = ["train.py", *flags, *TINY, *own, *settings]
         printed = Command(*command, folder=tmp_path, environment=environment).end(status)
         assert "Traceback" not in printed
         return printed
@@ -103,7 +109,7 @@ def test_a_folder_with_all_that_rich_hydra_and_the_shell_read_into_a_name(train,
 def test_a_tilde_is_the_home_folder(train, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    train("paths.data_dir='~/data'", "hydra.run.dir='~/run'", HOME=str(home))
+    train("hydra.run.dir='~/run'", HOME=str(home), NEM_DATA_DIR="~/data")
     assert {path.name for path in home.iterdir()} >= {"data", "run"}
     assert (home / "run" / "scores.json").exists() and len(list((home / "data").iterdir())) == 1
     train("-m", "seed=0", "paths.data_dir='~/data'", "hydra.sweep.dir='~/sweep'", HOME=str(home))

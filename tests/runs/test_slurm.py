@@ -38,7 +38,7 @@ def start(tmp_path, data_dir):
     """Start train.py as a sweep of jobs, logging to a file."""
 
     def process(environment: dict[str, str], *arguments: str) -> subprocess.Popen:
-        own = {"NEM_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+        own = {"NEM_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "1000"}
         command = [sys.executable, str(ROOT / "train.py"), "-m", f"hydra.sweep.dir={SWEEP}", *arguments]
         with open(tmp_path / "printed", "w") as log:
             return subprocess.Popen(
@@ -92,6 +92,14 @@ def test_a_sweep_of_jobs(request, start, tmp_path, launcher):
         for line in ("--array=0-3%4", "--ntasks-per-node=1", "--requeue", "--signal=USR2@120", "--time=240"):
             assert f"#SBATCH {line}\n" in script.read_text()
         assert "gpus" not in script.read_text()
+    # The same sweep with another setting: its runs are refused, and named.
+    process = start(
+        environment, *jobs, "experiment=smoke", *FEW, "seed=0", "model.num_steps=1,2", "trainer.max_epochs=3"
+    )
+    assert process.wait(timeout=300) == 1
+    printed = (tmp_path / "printed").read_text()
+    assert "0 of 2 runs finished." in printed and "Traceback" not in printed
+    assert printed.partition("Sweep")[2].count("trainer.max_epochs: 1 there, 3 here") == 2
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "submitit_local"])

@@ -1,5 +1,6 @@
 """The examples of README and docs do what they say."""
 
+import contextlib
 import json
 import os
 import re
@@ -29,3 +30,14 @@ def test_the_python_example_of_the_readme():
     exec(example, found)
     assert found["grouping"].responsibilities.shape == (8, 3, 1, 28, 28)
     assert found["grouping"].labels.shape == (8, 28, 28) and found["grouping"].labels.max() <= 2
+
+
+def test_the_notebook():
+    notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    found: dict = {}
+    with contextlib.chdir(ROOT / "docs"):
+        for cell in cells:
+            exec(cell.removeprefix("%matplotlib inline\n"), found)
+    assert found["four"][-1].responsibilities.shape == (12, 4, 1, 28, 28) and len(found["four"]) == 15
+    assert found["num_components"] == 4 and 0.7 < found["ami"].compute() < 0.85  # as the notebook says

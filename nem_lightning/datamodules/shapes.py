@@ -3,13 +3,12 @@
 import logging
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 
-from nem_lightning.datamodules.base import FramesDataModule, TensorFrames, whole_groups
+from nem_lightning.datamodules import published
+from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
 from nem_lightning.errors import InputError, require, require_count
-from nem_lightning.files import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +106,10 @@ class ShapesDataModule(FramesDataModule):
 
     def _path(self, data_dir: Path) -> Path:
         size = self.image_shape[1]
-        published = data_dir / "shapes.h5"
-        if (size, self.num_objects, self.generation_seed) == (28, 3, 0) and published.exists():
-            log.info("Shapes: reading %s instead of generating", published)
-            return published
+        given = data_dir / "shapes.h5"
+        if (size, self.num_objects, self.generation_seed) == (28, 3, 0) and given.exists():
+            log.info("Shapes: reading %s instead of generating", given)
+            return given
         return data_dir / f"shapes_{size}x{size}_{self.num_objects}objects_seed{self.generation_seed}.h5"
 
     def prepare_data(self) -> None:
@@ -118,47 +117,12 @@ class ShapesDataModule(FramesDataModule):
         if self.path.exists():
             return
         log.info("Shapes: generating %s", self.path)
-        size = self.image_shape[1]
-        with atomic_file(self.path) as temporary, h5py.File(temporary, "w") as file:
-            for index, (name, count) in enumerate(SPLITS.items()):
-                rng = np.random.default_rng([self.generation_seed, index])
-                objects = 1 if name == "single" else self.num_objects
-                arrays = dict(zip(("features", "groups"), generate(count, size, objects, rng), strict=True))
-                for key, array in arrays.items():
-                    file.create_dataset(
-                        f"{name}/{key}",
-                        data=array[None, ..., None].astype(np.float32),
-                        chunks=(1, min(count, 1000), size, size, 1),
-                        compression="gzip",
-                        compression_opts=1,
-                        shuffle=True,
-                    )
+        published.write(self.path, ((name, self._generated(index)) for index, name in enumerate(SPLITS)))
+
+    def _generated(self, index: int) -> TensorFrames:
+        name, count = list(SPLITS.items())[index]
+        rng = np.random.default_rng([self.generation_seed, index])
+        return stills(*generate(count, self.image_shape[1], 1 if name == "single" else self.num_objects, rng))
 
     def load(self, stage: str) -> TensorFrames:
-        split = self.splits[stage]
-        size = self.image_shape[1]
-        try:
-            with h5py.File(self.path, "r") as file:
-                if split not in file:
-                    raise InputError(f"{self.path}: has no group {split!r}; its groups are {', '.join(file) or 'none'}")
-                features, groups = (self._array(file, split, key) for key in ("features", "groups"))
-                require(
-                    features.shape == groups.shape == (1, *features.shape[1:2], size, size, 1)
-                    and features.shape[1] > 0,
-                    f"{self.path}: {split!r} has features {features.shape} and groups {groups.shape}; "
-                    f"both must be (1, N, {size}, {size}, 1), N at least 1",
-                )
-                images, labels = features[0, ..., 0], groups[0, ..., 0]
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read as HDF5 ({error}); delete it to generate it anew") from error
-        require(
-            bool(np.isin(images, (0, 1)).all()),
-            f"{self.path}: {split!r} has pixels other than 0 and 1; Bernoulli models need binary images",
-        )
-        return stills(images, whole_groups(labels, f"{self.path}: {split!r}"))
-
-    def _array(self, file: h5py.File, split: str, key: str) -> h5py.Dataset:
-        array = file.get(f"{split}/{key}")
-        if not isinstance(array, h5py.Dataset):
-            raise InputError(f"{self.path}: {split!r} has no array {key!r}")
-        return array
+        return published.read(self.path, self.splits[stage], self.image_shape[1], binary=True)

@@ -1,4 +1,4 @@
-"""What the data sets share: frames held in memory, batches cut from them as tensors.
+"""What the data sets share: frames in memory, and batches of them as tensors.
 
 Shapes: N images or sequences, B of them in a batch, F frames, C channels, H by W pixels. A still image has F = 1.
 """
@@ -22,15 +22,15 @@ Batch = dict[str, Tensor]
 
 
 class TensorFrames(Dataset[Batch]):
-    """Images or sequences and their groups, in memory; a batch is one indexing of each tensor.
+    """Images or sequences and their groups, in memory; a batch is made by indexing each tensor once.
 
     Args:
         frames: (N, F, C, H, W), of any number type.
         groups: (N, F, H, W), integers: objects are 1, 2, ...; 0 is not scored, and -1 is void.
-        scale: what a pixel is divided by when it becomes a float (1 for binary images, 255 for colour).
+        scale: divisor of the pixels when they become floats (1 for binary images, 255 for colour).
 
     Raises:
-        InputError: shapes that do not fit each other.
+        InputError: shapes that do not match.
     """
 
     def __init__(self, frames: Tensor, groups: Tensor, scale: float = 1) -> None:
@@ -67,7 +67,7 @@ def frames_of(batch: Batch) -> Tensor:
 
 
 def groups_of(batch: Batch) -> Tensor:
-    """Give the true groups of a batch, (B, F, H, W); all 0, which no score counts, if the batch has none."""
+    """Give the true groups of a batch, (B, F, H, W); if it has none, all are 0, which no score counts."""
     if "groups" in batch:
         return batch["groups"]
     frames = frames_of(batch)
@@ -75,11 +75,11 @@ def groups_of(batch: Batch) -> Tensor:
 
 
 def whole_groups(groups: np.ndarray, name: str) -> np.ndarray:
-    """Give groups that were read from a file in the smallest integer type that holds them: uint8 or int16.
+    """Convert groups from a file to the smallest integer type that holds them: uint8 or int16.
 
     Args:
         groups: any shape, numbers: objects are 1, 2, ..., 0 is not scored, and -1 is void.
-        name: of the file, for errors.
+        name: the file's name, for errors.
 
     Raises:
         InputError: values that are not integers from -1 to 32,767.
@@ -96,7 +96,7 @@ def whole_groups(groups: np.ndarray, name: str) -> np.ndarray:
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A training loader that Lightning can stop within an epoch. Later it goes on at the batch that is next."""
+    """A training loader that Lightning can stop within an epoch and resume at the next batch."""
 
     trainer: pl.Trainer | None = None
     _skip = 0
@@ -109,18 +109,18 @@ class ResumableLoader(DataLoader[Batch]):
         return {"batches": progress.processed % int(self.trainer.num_training_batches)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leave out that many batches, once."""
+        """Skip that many batches, once."""
         self._skip = state["batches"]
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises a class of its own
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader declares its own iterator class
         skip, self._skip = self._skip, 0
         return itertools.islice(super().__iter__(), skip, None)
 
 
 class EachOnce(DistributedSampler):
-    """Every item in its order, each on exactly one of several processes.
+    """A sampler that gives every item in order, each on exactly one process.
 
-    It is a DistributedSampler, or Lightning would distribute what it gives once more, and half of it would be left out.
+    It is a DistributedSampler, because Lightning would wrap any other sampler in one, and leave out items.
 
     Args:
         count: how many items there are.
@@ -142,19 +142,19 @@ class EachOnce(DistributedSampler):
 class FramesDataModule(pl.LightningDataModule):
     """Loaders over three :class:`TensorFrames`. A subclass reads them in :meth:`load`.
 
-    Training batches come in an order that depends on ``seed`` and the epoch alone, so a resumed run
-    sees what an undisturbed one would have. Validation and test images come in order, each exactly
-    once, over however many processes.
+    The order of training batches depends only on ``seed`` and the epoch, so a resumed run sees the same
+    batches as an uninterrupted one. Validation and test images come in order, each exactly once, for any
+    number of processes.
 
     Attributes:
-        image_shape: (C, H, W); known once the data module is built.
-        binary: whether pixels are 0 or 1 (Bernoulli), or real values in [0, 1]; likewise.
+        image_shape: (C, H, W), known after construction.
+        binary: whether pixels are 0 or 1 (Bernoulli), or real values in [0, 1]; known after construction.
     """
 
     image_shape: tuple[int, int, int]
     binary: bool
     test_stage: str = "test"
-    """Which images a test is of."""
+    """The stage whose images are tested."""
 
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class FramesDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Read what ``stage`` ("fit", "validate", "test", "predict" or None for all) needs into memory, once."""
+        """Read into memory, once, what ``stage`` ("fit", "validate", "test", "predict" or None for all) needs."""
         of_test = (self.test_stage,)
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": of_test, "predict": of_test}
         for name in wanted.get(stage or "", STAGES):
@@ -183,7 +183,7 @@ class FramesDataModule(pl.LightningDataModule):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Give the training batches, in an order of their own in each epoch."""
+        """Give the training batches, in a different order in each epoch."""
         world, rank = self._processes()
         sampler = DistributedSampler(self.stages["train"], world, rank, shuffle=True, seed=self.seed)
         loader = self._loader("train", sampler, ResumableLoader)
@@ -204,7 +204,7 @@ class FramesDataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def eval_dataloader(self, stage: str) -> DataLoader[Batch]:
-        """Give the images of any stage in their order, each once."""
+        """Give the images of any stage in order, each once."""
         world, rank = self._processes()
         return self._loader(stage, EachOnce(len(self._load_once(stage)), world, rank))
 
@@ -213,7 +213,7 @@ class FramesDataModule(pl.LightningDataModule):
     ) -> DataLoader[Batch]:
         pin = torch.cuda.is_available()
         arguments = {"batch_size": self.batch_size, "collate_fn": _as_it_comes, "pin_memory": pin}
-        return loader(self.stages[stage], sampler=sampler, **arguments)  # by name: Lightning makes them anew to predict
+        return loader(self.stages[stage], sampler=sampler, **arguments)  # Lightning re-creates it by keywords
 
 
 def _as_it_comes(batch: Any) -> Any:

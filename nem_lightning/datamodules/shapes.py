@@ -23,18 +23,18 @@ SPLITS = {"training": 50_000, "validation": 10_000, "test": 10_000, "single": 10
 def generate(count: int, size: int, num_objects: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw images of overlapping shapes.
 
-    For each object in turn: a template uniformly with replacement, then x, then y uniformly such
-    that it lies fully inside. The image is the union.
+    For each object in turn, draw a template uniformly with replacement, then x, then y uniformly such
+    that the object is fully inside. The image is the union of the objects.
 
     Args:
         count: N, how many images.
         size: height and width in pixels, at least 12.
         num_objects: shapes in each image, 1 to 254.
-        rng: drawn from.
+        rng: draws all random numbers.
 
     Returns:
-        Images (N, size, size) uint8, 0 or 1; groups (N, size, size) uint8: object k = 1, 2, ... where
-        it alone covers the pixel, 0 where none or several do.
+        Images (N, size, size) uint8, 0 or 1; groups (N, size, size) uint8: k = 1, 2, ... for a
+        pixel that only object k covers, 0 for a pixel that none or several cover.
     """
     pixels = [np.argwhere(np.array([list(row) for row in template]) == "1") for template in TEMPLATES]
     extents = np.array([(len(template), len(template[0])) for template in TEMPLATES])  # (3, 2): height, width
@@ -62,17 +62,17 @@ class ShapesDataModule(FramesDataModule):
     """Binary images of three overlapping shapes each, generated from a seed.
 
     The set is kept in ``data_dir`` in the published HDF5 layout: groups ``training``, ``validation``,
-    ``test`` (and ``single``: one shape an image), each with ``features`` and ``groups``, float32,
-    (1, N, size, size, 1). A file ``shapes.h5`` there, such as the authors', is read instead of
-    generating where the published set is asked for (28 x 28, three objects, ``generation_seed`` 0).
+    ``test`` (and ``single``: one shape per image), each with ``features`` and ``groups``, float32,
+    (1, N, size, size, 1). If ``data_dir`` has a file ``shapes.h5``, such as the authors', it is read
+    instead of generating the published set (28 x 28, three objects, ``generation_seed`` 0).
 
     Args:
         data_dir: folder of the file.
         batch_size: images in a batch, at least 1.
         size: height and width in pixels, at least 12 (28; Tagger's version has 20).
         num_objects: shapes in each image, at least 1.
-        train_on: "training", or "single" for training on one shape an image.
-        generation_seed: what the images are generated from; a set of its own for each.
+        train_on: "training", or "single" for training on one shape per image.
+        generation_seed: seed of the generated images; each seed gives another set.
         seed: of the order of training batches.
 
     Raises:
@@ -113,7 +113,7 @@ class ShapesDataModule(FramesDataModule):
         return data_dir / f"shapes_{size}x{size}_{self.num_objects}objects_seed{self.generation_seed}.h5"
 
     def prepare_data(self) -> None:
-        """Generate the file unless it is there. Several processes may do so at once."""
+        """Generate the file unless it exists. Several processes may do so at once."""
         if self.path.exists():
             return
         log.info("Shapes: generating %s", self.path)

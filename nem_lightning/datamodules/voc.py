@@ -28,12 +28,12 @@ MASKS = {"class": "SegmentationClass", "instance": "SegmentationObject"}
 
 
 class VOCDataModule(FramesDataModule):
-    """Colour images in [0, 1], squashed to a square, with instance masks where they exist.
+    """Colour images in [0, 1], squashed to a square, with instance masks if they exist.
 
     Reads the official layout, ``JPEGImages``, ``SegmentationObject``, ``SegmentationClass`` and
     ``ImageSets/Segmentation``. Every tenth image of the official ``train`` list is for validation, the
-    others for training; the official ``val`` list is for the test, so that nothing is tuned on it. An
-    image that is listed but not there is left out, and the count is logged. Groups come from
+    others for training; the official ``val`` list is for the test, so that nothing is tuned on it. A
+    listed image that is missing is left out, and the count is logged. Groups come from
     ``SegmentationObject`` if it has the image, else from ``SegmentationClass``; background is 0, and void is -1.
 
     The resized arrays are cached in ``cache_dir``.
@@ -92,7 +92,7 @@ class VOCDataModule(FramesDataModule):
         import pooch
 
         folder = self.devkit.parent
-        partial = f".{self.devkit.name}.partial"  # VOC2012 appears whole or not at all
+        partial = f".{self.devkit.name}.partial"  # unpacked here first, so that VOC2012 is never incomplete
         shutil.rmtree(folder / partial, ignore_errors=True)
         try:
             pooch.retrieve(
@@ -111,7 +111,7 @@ class VOCDataModule(FramesDataModule):
             shutil.rmtree(folder / partial, ignore_errors=True)
 
     def _names(self, split: str) -> list[str]:
-        """The images of an official list that are there."""
+        """Give the names in an official list whose images exist."""
         if split in self._found:
             return self._found[split]
         path = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -128,7 +128,7 @@ class VOCDataModule(FramesDataModule):
         return self.root / "JPEGImages" / f"{name}.jpg"
 
     def _mask_path(self, name: str) -> Path:
-        """The instance mask where there is one, else the class mask."""
+        """Give the path of the instance mask if there is one, else of the class mask."""
         for folder in ("SegmentationObject", "SegmentationClass"):
             path = self.root / folder / f"{name}.png"
             if path.is_file():
@@ -136,7 +136,7 @@ class VOCDataModule(FramesDataModule):
         raise InputError(f"{path}: no such file, and none in SegmentationObject; every listed image needs a mask")
 
     def _cache_path(self, split: str, names: list[str]) -> Path:
-        """Named by what it was made from, so that another devkit or size never reads a stale one."""
+        """Give the cache's path. Its name depends on the source files and the size, so a stale cache is never read."""
         digest = hashlib.sha256()
         for name in names:
             for path in (self._image_path(name), self._mask_path(name)):
@@ -158,7 +158,7 @@ class VOCDataModule(FramesDataModule):
         return np.array(image.resize(self.image_shape[1:], Image.Resampling.BOX)).transpose(2, 0, 1), groups
 
     def _resized_mask(self, path: Path, size: tuple[int, int]) -> np.ndarray:
-        """A mask of an image of ``size`` (width, height), (size, size) uint8."""
+        """Give the resized mask, (H, W) uint8, of an image of original ``size`` (width, height)."""
         mask = _open(path)
         require(
             mask.size == size,
@@ -172,14 +172,14 @@ class VOCDataModule(FramesDataModule):
         return resized
 
     def masks(self, stage: str, kind: str) -> Tensor:
-        """The official masks of one kind, for scores that groups cannot give: void is kept, kinds are not mixed.
+        """Give the official masks of one kind only; groups mix both kinds.
 
         Args:
             stage: "train", "val" or "test"; images in the order of :meth:`load`.
             kind: "class" (``SegmentationClass``) or "instance" (``SegmentationObject``).
 
         Returns:
-            (N, size, size), int16: 0 is background, -1 is void; all is void if the image has no such mask.
+            (N, size, size), int16: 0 is background, -1 is void; all pixels are void if the image has no such mask.
 
         Raises:
             InputError: a mask that has another size than its image, or cannot be read.
@@ -222,12 +222,12 @@ def _with_void(masks: Tensor) -> Tensor:
 
 
 def _split(stage: str) -> str:
-    """The official list that a stage's images are from."""
+    """Give the official list that a stage's images are from."""
     return "val" if stage == "test" else "train"
 
 
 def _chosen(stage: str, count: int) -> Tensor:
-    """Which of a list's images belong to a stage, (count,) boolean."""
+    """Say which of a list's images belong to a stage, (count,) boolean."""
     held_out = torch.arange(count) % HELD_OUT == 0
     return {"train": ~held_out, "val": held_out, "test": torch.ones_like(held_out)}[stage]
 

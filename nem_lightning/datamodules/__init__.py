@@ -1,7 +1,8 @@
 """The data sets, as LightningDataModules."""
 
 from nem_lightning.datamodules.flying import FlyingShapesDataModule
+from nem_lightning.datamodules.mnist import FlyingMNISTDataModule
 from nem_lightning.datamodules.shapes import ShapesDataModule
 from nem_lightning.datamodules.voc import VOCDataModule
 
-__all__ = ["FlyingShapesDataModule", "ShapesDataModule", "VOCDataModule"]
+__all__ = ["FlyingMNISTDataModule", "FlyingShapesDataModule", "ShapesDataModule", "VOCDataModule"]

@@ -1,6 +1,6 @@
 """The file layout in which data sets of this family are published: read it, and write the same.
 
-HDF5 groups such as ``training``, ``validation`` and ``test``, each with ``features`` and ``groups``, float32, time first:
+HDF5 groups such as ``training``, ``validation``, ``test``, each with ``features`` and ``groups``, float32, time first:
 (F, N, H, W, 1). Other arrays in a group are ignored.
 """
 

@@ -75,7 +75,7 @@ def _train(folder: str, *arguments: str) -> str:
     return subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
 
 
-class Shapes(FramesDataModule):
+class Shapes(FramesDataModule[TensorFrames]):
     """Shapes in memory only, as many as asked for."""
 
     binary = True

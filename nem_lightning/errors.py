@@ -1,4 +1,4 @@
-"""What a user can put right, and a run that cannot go on: exceptions whose message is one line."""
+"""Exceptions with a message of one line: for input to correct, and for a run that cannot go on."""
 
 import numbers
 from typing import TypeGuard
@@ -42,7 +42,7 @@ def require_count(name: str, value: object, minimum: int = 1) -> None:
 
 
 def require_flag(name: str, value: object) -> None:
-    """Raise :class:`InputError` unless ``value`` is true or false: "no" and "off" are words to Hydra, and not false."""
+    """Raise :class:`InputError` unless ``value`` is true or false; Hydra reads "no" and "off" as strings."""
     require(isinstance(value, bool), f"{name}={value}: must be true or false")
 
 

@@ -27,29 +27,29 @@ COLOURS = np.array(
         (0.55, 0.37, 0.22),
     ]
 )
-"""One colour a component or object; then each darker, then lighter, and repeated beyond 24."""
+"""One colour for each component or object; 9 to 16 are these darker, 17 to 24 lighter, then they repeat."""
 
 
 def colours(count: int) -> np.ndarray:
-    """(count, 3), red, green, blue in [0, 1]."""
+    """Give ``count`` colours, (count, 3): red, green, blue in [0, 1]."""
     shades = np.concatenate([COLOURS, 0.5 * COLOURS, 0.4 * COLOURS + 0.6])
     return shades[np.arange(count) % len(shades)]
 
 
 def grouping_colours(responsibilities: Tensor) -> np.ndarray:
-    """Each pixel in the colours of its components, mixed by responsibility: (K, H, W) -> (H, W, 3)."""
+    """Colour each pixel by its components, mixed by responsibility: (K, H, W) -> (H, W, 3)."""
     gamma = responsibilities.detach().float().cpu().numpy()
     return np.einsum("khw,kc->hwc", gamma, colours(len(gamma))).clip(0, 1)
 
 
 def groups_colours(groups: Tensor, labels: Tensor) -> np.ndarray:
-    """True groups, each in the colour of the component that covers it; what is not scored is black.
+    """Draw true groups, each in the colour of its component; pixels that are not scored are black.
 
-    Groups and components are matched one to one, for the most pixels in common.
+    Groups and components are matched one to one, such that they share the most pixels.
 
     Args:
         groups: (H, W), objects from 1.
-        labels: (H, W), the components that pixels belong to most.
+        labels: (H, W), the component of each pixel.
 
     Returns:
         (H, W, 3), red, green, blue in [0, 1].
@@ -66,7 +66,7 @@ def groups_colours(groups: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def image_pixels(image: Tensor) -> np.ndarray:
-    """(C, H, W) in [0, 1] -> (H, W, 3): grey for one channel, else the first three."""
+    """Convert (C, H, W) in [0, 1] to (H, W, 3): grey for one channel, else the first three channels."""
     pixels = image.detach().float().cpu().clamp(0, 1)
     pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels[:3]
     return pixels.permute(1, 2, 0).numpy()
@@ -78,8 +78,8 @@ def groupings(
     """Draw the grouping that a model finds in one image or sequence, step by step.
 
     A column for each step shows the responsibilities, each component in a colour of its own, and below them each
-    component's mean, framed in its colour. A true group has the colour of the component that covers it, and is black
-    if it is not scored. For a still image, two columns before the steps show the input and its true groups; for a
+    component's mean, framed in its colour. A true group has the colour of its component, and is black if it is not
+    scored. For a still image, two columns before the steps show the input and its true groups; for a
     sequence, two rows above the responsibilities show the frame that the step explains and its true groups.
 
     Args:
@@ -164,13 +164,13 @@ def gallery(image: Tensor, groups: Tensor, grouping: Grouping, count: int = 12, 
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Make a figure of pictures that lie close together; sizes in inches."""
+    """Make a figure for pictures that are close together; sizes in inches."""
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     return Figure(figsize=(width, height), layout=layout, dpi=120)
 
 
 class Pictures(NamedTuple):
-    """Where the pictures of a model's groupings are."""
+    """Paths of the pictures of a model's groupings."""
 
     groupings: Path
     """One image, step by step."""

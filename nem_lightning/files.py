@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are either complete or absent."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ from nem_lightning.errors import InputError
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends well, and is removed when not.
+    """Give a temporary file next to ``path``. It replaces ``path`` if the block succeeds, else it is removed.
 
-    Safe when several processes write the same file at once: each writes its own, the last one stays.
+    Safe if several processes write ``path`` at once: each has its own temporary file, and the last one stays.
 
     Raises:
         InputError: the folder cannot be written.
@@ -28,7 +28,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb") as written:
-            os.fsync(written.fileno())  # before it takes the place of a file that is good
+            os.fsync(written.fileno())  # before it replaces a good file
         temporary.chmod(0o644)
         os.replace(temporary, path)
     finally:

@@ -7,6 +7,6 @@ class Heading(NamedTuple):
     """Title and format of one number."""
 
     title: str
-    """Such as "AMI (max)". An empty title leaves the number out of tables; files have it all the same."""
+    """Such as "AMI (max)". An empty title leaves the number out of tables, but not out of files."""
     format: str = ".4f"
     """Python's format of the value."""

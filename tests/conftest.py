@@ -43,6 +43,12 @@ def real_devkit() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_mnist() -> Path:
+    """A folder with MNIST's files."""
+    return _shared("data/mnist")
+
+
+@pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
     """A data folder with the Shapes set in it, generated once for all tests."""
     from nem_lightning.datamodules import ShapesDataModule

@@ -25,7 +25,7 @@ from nem_lightning.training.module import GroupingModule
 SHAPE = (1, 6, 5)
 
 
-class TinyImages(FramesDataModule):
+class TinyImages(FramesDataModule[TensorFrames]):
     """70 training, 30 validation and 30 test images of two stripes."""
 
     image_shape = SHAPE
@@ -44,7 +44,7 @@ class TinyImages(FramesDataModule):
         return TensorFrames((groups > 0).to(torch.uint8).unsqueeze(2), groups)
 
 
-class TinySequences(FramesDataModule):
+class TinySequences(FramesDataModule[TensorFrames]):
     """24 sequences a stage of two stripes, each moving one column a frame, around the edge."""
 
     image_shape = SHAPE

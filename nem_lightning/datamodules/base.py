@@ -5,7 +5,7 @@ Shapes: N images or sequences, B of them in a batch, F frames, C channels, H by 
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,11 +17,28 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from nem_lightning.errors import InputError, require, require_count
 
 STAGES = ("train", "val", "test")
+Held = TypeVar("Held", bound="Frames")
+"""What a data module holds of each stage."""
 Batch = dict[str, Tensor]
 """``frames`` (B, F, C, H, W) float32 and ``groups`` (B, F, H, W) int64."""
 
 
-class TensorFrames(Dataset[Batch]):
+class Frames(Dataset[Batch]):
+    """Images or sequences and their groups, given in batches."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Batch:
+        """Give ``frames`` (F, C, H, W) float32 and ``groups`` (F, H, W) int64."""
+        return {name: batch[0] for name, batch in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Give a batch: ``frames`` (B, F, C, H, W) and ``groups`` (B, F, H, W). A DataLoader calls this."""
+        raise NotImplementedError
+
+
+class TensorFrames(Frames):
     """Images or sequences and their groups, in memory; a batch is made by indexing each tensor once.
 
     Args:
@@ -44,10 +61,6 @@ class TensorFrames(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.frames)
-
-    def __getitem__(self, index: int) -> Batch:
-        """Give ``frames`` (F, C, H, W) float32 and ``groups`` (F, H, W) int64."""
-        return {name: batch[0] for name, batch in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Give a batch. A DataLoader calls this."""
@@ -139,8 +152,8 @@ class EachOnce(DistributedSampler):
         return len(self.indices)
 
 
-class FramesDataModule(pl.LightningDataModule):
-    """Loaders over three :class:`TensorFrames`. A subclass reads them in :meth:`load`.
+class FramesDataModule(pl.LightningDataModule, Generic[Held]):
+    """Loaders over three :class:`Frames`. A subclass reads them in :meth:`load`.
 
     The order of training batches depends only on ``seed`` and the epoch, so a resumed run sees the same
     batches as an uninterrupted one. Validation and test images come in order, each exactly once, for any
@@ -161,9 +174,9 @@ class FramesDataModule(pl.LightningDataModule):
         require_count("batch_size", batch_size)
         self.batch_size = batch_size
         self.seed = seed
-        self.stages: dict[str, TensorFrames] = {}
+        self.stages: dict[str, Held] = {}
 
-    def load(self, stage: str) -> TensorFrames:
+    def load(self, stage: str) -> Held:
         """Read the images of a stage, "train", "val" or "test"."""
         raise NotImplementedError
 
@@ -174,7 +187,7 @@ class FramesDataModule(pl.LightningDataModule):
         for name in wanted.get(stage or "", STAGES):
             self._load_once(name)
 
-    def _load_once(self, stage: str) -> TensorFrames:
+    def _load_once(self, stage: str) -> Held:
         if stage not in self.stages:
             self.stages[stage] = self.load(stage)
         return self.stages[stage]

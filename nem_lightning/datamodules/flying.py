@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nem_lightning.datamodules import published
-from nem_lightning.datamodules.base import Batch, FramesDataModule, TensorFrames
+from nem_lightning.datamodules.base import Batch, Frames, FramesDataModule
 from nem_lightning.datamodules.shapes import TEMPLATES
 from nem_lightning.errors import require, require_count, require_number
 
@@ -36,6 +36,8 @@ class Templates(NamedTuple):
     """(M, h, w) uint8; an object is where its pixels are greater than 0."""
     extents: np.ndarray
     """(M, 2), rows and columns that each one takes, from the upper left corner of its pixels."""
+    scale: int
+    """What a pixel is divided by when it becomes a float."""
 
 
 def fly(starts: np.ndarray, velocities: np.ndarray, room: np.ndarray, num_frames: int) -> np.ndarray:
@@ -87,7 +89,7 @@ def render(templates: Tensor, kinds: Tensor, positions: Tensor, size: int) -> tu
     return images[..., :-1].unflatten(2, (size, size)), groups[..., :-1].unflatten(2, (size, size))
 
 
-class Trajectories(TensorFrames):
+class Trajectories(Frames):
     """Sequences that are drawn when they are asked for: 50,000 of them take megabytes, not gigabytes.
 
     Args:
@@ -102,7 +104,7 @@ class Trajectories(TensorFrames):
         self, templates: Templates, kinds: np.ndarray, positions: np.ndarray, size: int, device: torch.device
     ) -> None:
         self.templates = templates.pixels.to(device)
-        self.scale = int(templates.pixels.max())
+        self.scale = templates.scale
         self.kinds = torch.from_numpy(kinds).to(device)
         self.positions = torch.from_numpy(positions).to(device)
         self.size = size
@@ -117,7 +119,7 @@ class Trajectories(TensorFrames):
         return {"frames": images.unsqueeze(2).float() / self.scale, "groups": groups.long()}
 
 
-class FlyingDataModule(FramesDataModule):
+class FlyingDataModule(FramesDataModule[Frames]):
     """Sequences of flying objects, generated from a seed: 50,000 to train on, 10,000 to validate on and 10,000 to test.
 
     A subclass gives the templates, and the name of a published file that is read instead if ``data_dir`` has it.
@@ -170,7 +172,7 @@ class FlyingDataModule(FramesDataModule):
         """Give what objects of a stage look like."""
         raise NotImplementedError
 
-    def load(self, stage: str) -> TensorFrames:
+    def load(self, stage: str) -> Frames:
         name, count = SPLITS[stage]
         size = self.image_shape[1]
         if self.path is not None:
@@ -235,4 +237,4 @@ class FlyingShapesDataModule(FlyingDataModule):
         pixels = torch.zeros(len(arrays), 12, 12, dtype=torch.uint8)
         for template, array in zip(pixels, arrays, strict=True):
             template[: array.shape[0], : array.shape[1]] = torch.from_numpy(array)
-        return Templates(pixels, np.array([array.shape for array in arrays]))
+        return Templates(pixels, np.array([array.shape for array in arrays]), scale=1)

@@ -145,4 +145,4 @@ class FlyingMNISTDataModule(FlyingDataModule):
             digits = digits[:50_000] if stage == "train" else digits[50_000:]
         quarters = digits.reshape(-1, 14, 2, 14, 2).astype(np.uint16).sum((2, 4))
         pixels = torch.from_numpy(((quarters + 2) // 4).astype(np.uint8))
-        return Templates(pixels, np.full((len(pixels), 2), 14))
+        return Templates(pixels, np.full((len(pixels), 2), 14), scale=255)

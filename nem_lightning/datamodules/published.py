@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import torch
 
-from nem_lightning.datamodules.base import TensorFrames, whole_groups
+from nem_lightning.datamodules.base import Frames, TensorFrames, whole_groups
 from nem_lightning.errors import InputError, require
 from nem_lightning.files import atomic_file
 
@@ -66,7 +66,7 @@ def read(path: Path, split: str, size: int, binary: bool, num_frames: int = 1) -
     return TensorFrames(torch.from_numpy(images).unsqueeze(2), torch.from_numpy(labels))
 
 
-def write(path: Path, splits: Iterable[tuple[str, TensorFrames]]) -> None:
+def write(path: Path, splits: Iterable[tuple[str, Frames]]) -> None:
     """Write data sets of one channel to a file, which appears whole or not at all.
 
     Args:

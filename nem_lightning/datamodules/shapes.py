@@ -58,7 +58,7 @@ def stills(images: np.ndarray, groups: np.ndarray) -> TensorFrames:
     return TensorFrames(frames, torch.from_numpy(groups)[:, None])
 
 
-class ShapesDataModule(FramesDataModule):
+class ShapesDataModule(FramesDataModule[TensorFrames]):
     """Binary images of three overlapping shapes each, generated from a seed.
 
     The set is kept in ``data_dir`` in the published HDF5 layout: groups ``training``, ``validation``,

@@ -27,7 +27,7 @@ MASKS = {"class": "SegmentationClass", "instance": "SegmentationObject"}
 """The kinds of masks, and the folders that hold them."""
 
 
-class VOCDataModule(FramesDataModule):
+class VOCDataModule(FramesDataModule[TensorFrames]):
     """Colour images in [0, 1], squashed to a square, with instance masks if they exist.
 
     Reads the official layout, ``JPEGImages``, ``SegmentationObject``, ``SegmentationClass`` and

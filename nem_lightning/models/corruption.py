@@ -7,18 +7,18 @@ from nem_lightning.errors import require_flag, require_number
 
 
 class Corruption:
-    """Noise that falls on a value with probability ``prob``."""
+    """Noise that is applied to each value with probability ``prob``."""
 
     def __init__(self, prob: float = 0.1) -> None:
         require_number("prob", prob, minimum=0, maximum=1)
         self.prob = prob
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Give the image with noise: any shape; the result is on the same device, drawn from ``generator``."""
+        """Add noise, drawn from ``generator``, to an image of any shape. The result is on the image's device."""
         raise NotImplementedError
 
     def mask(self, image: Tensor, generator: torch.Generator | None) -> Tensor:
-        """1 where it falls, drawn, else 0; of the image's shape."""
+        """Draw the mask, of the image's shape: 1 with probability ``prob``, else 0."""
         return torch.empty_like(image).uniform_(generator=generator).lt_(self.prob)
 
 
@@ -30,8 +30,8 @@ class BitFlip(Corruption):
     """
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Any shape, floating-point 0 and 1; the result is on the same device, drawn from ``generator``."""
-        return self.mask(image, generator).sub_(image).abs_()  # exclusive or
+        """Flip pixels of an image of any shape, floating-point 0 and 1. The result is on the image's device."""
+        return self.mask(image, generator).sub_(image).abs_()  # mask XOR image
 
 
 class MaskedUniform(Corruption):
@@ -42,7 +42,7 @@ class MaskedUniform(Corruption):
     """
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Any shape; the result is on the same device, drawn from ``generator``."""
+        """Add noise to an image of any shape. The result is on the image's device."""
         mask = self.mask(image, generator)
         noise = torch.empty_like(image).uniform_(generator=generator)
         return image + mask * (noise - image)
@@ -53,7 +53,7 @@ def noise_for(binary: bool, prob: float = 0.1) -> Corruption:
 
     Args:
         binary: whether pixels are 0 or 1.
-        prob: of a value to be noisy.
+        prob: the probability that a value is noisy.
 
     Raises:
         InputError: ``prob`` outside [0, 1], or binary is not true or false.

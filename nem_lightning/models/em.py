@@ -35,10 +35,10 @@ class Iterate(Grouping):
     state: Tensor
     """theta, (B, K, D)."""
     params: Tensor
-    """What the decoder gives, (B, K, C, H, W): logits for Bernoulli, means for Gaussian pixels."""
+    """The decoder's output, (B, K, C, H, W): logits for Bernoulli, means for Gaussian pixels."""
 
     def where(self, mask: Tensor, other: "Iterate") -> "Iterate":
-        """Take this iterate for the images for which ``mask``, (B,) boolean, is True, and ``other`` for the others."""
+        """Take this iterate for images with ``mask``, (B,) boolean, True, and ``other`` for the rest."""
         pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
         chosen = {
             name: torch.where(mask.view(-1, *[1] * (one.dim() - 1)), one, two) for name, (one, two) in pairs.items()
@@ -47,10 +47,10 @@ class Iterate(Grouping):
 
 
 class NeuralEM(GroupingModel):
-    """Neural EM: alternate an E-step with a learned M-step. The K components share its weights.
+    """Neural EM: alternate an E-step with a learned M-step. The K components share the weights.
 
     Bernoulli pixels must be 0 or 1. To change the loop in a subclass, override :meth:`step`, :meth:`e_step` or
-    :meth:`steps`: they are what is trained, and what is scored.
+    :meth:`steps`: training and scoring use them.
 
     Args:
         m_step: :class:`~nem_lightning.models.m_steps.GradientMStep` (N-EM),
@@ -61,20 +61,20 @@ class NeuralEM(GroupingModel):
             default.
         num_components: K, at least 1.
         num_steps: T, at least 1.
-        num_starts: how many times EM starts in tests and pictures, at least 1. For each image, the start is kept whose
-            last step has the lowest :func:`~nem_lightning.models.starts.energy`.
+        num_starts: how many times EM starts in tests and pictures, at least 1. For each image, the start with the
+            lowest :func:`~nem_lightning.models.starts.energy` after the last step is kept.
         init: the first gamma, from :mod:`nem_lightning.models.starts`: "noise", as published, or "bright_regions".
         smoothing: added to each component's probability of a pixel before normalising, at least 0;
             the published code uses 1e-6.
         initial_mean: mu before the first step.
         differentiate_responsibilities: whether gradients flow through gamma, in the loop and in the loss.
-        detached_epochs: for so many epochs at the start no gradients flow through gamma, at least 0.
-        fast: whether training takes the :mod:`~nem_lightning.models.fast_path`: "auto" takes the fast path if it
-            applies, and logs the reason once if not; true raises the reason; false always takes the loop.
+        detached_epochs: number of first epochs in which no gradients flow through gamma, at least 0.
+        fast: whether training uses the :mod:`~nem_lightning.models.fast_path`: "auto" uses it if it applies, and
+            otherwise logs the reason once; true raises an error with the reason; false always uses the loop.
 
     Raises:
-        InputError: a number out of its range, an unknown word, a setting of another kind, likelihoods of E-step and
-            loss that differ, or a loss that does not fit T.
+        InputError: a setting of the wrong type, out of its range or unknown; likelihoods of the E-step and the loss
+            that differ; or step weights of the loss that do not fit T.
 
     Source: Greff et al. 2017, section 2.
     """
@@ -140,7 +140,7 @@ class NeuralEM(GroupingModel):
         num_starts: int,
         generator: torch.Generator | None,
     ) -> Iterator[Iterate]:
-        """Yield the iterates after steps 1 to T; of several starts, those of the best start for each image."""
+        """Yield the iterates after steps 1 to T, for each image from its best start."""
         first, last = frames[:, 0], frame_pair(frames, num_steps)[1]
 
         @torch.no_grad()
@@ -167,7 +167,7 @@ class NeuralEM(GroupingModel):
     def start(self, image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Iterate:
         """Give the iterate before the first step: theta = 0, mu = initial_mean (also as ``params``), the first gamma.
 
-        (B, C, H, W) is the first frame.
+        ``image`` is the first frame, (B, C, H, W).
         """
         state = image.new_zeros(len(image), num_components, self.m_step.state_size)
         mean = image.new_full((len(image), num_components, *image.shape[1:]), self.initial_mean)
@@ -194,7 +194,7 @@ class NeuralEM(GroupingModel):
         return self.explain(target, *self.m_step(residual, iterate.state), detach=detach)
 
     def explain(self, target: Tensor, state: Tensor, params: Tensor, *, detach: bool | None = None) -> Iterate:
-        """Complete a step from what the M-step gives: mu, and gamma by the E-step."""
+        """Complete a step from the M-step's output: compute mu, and gamma by the E-step."""
         detach = not self.differentiate_responsibilities if detach is None else detach
         gamma = self.e_step(target, params.detach() if detach else params)
         return Iterate(state=state, params=params, mean=self.likelihood.mean(params), responsibilities=gamma)
@@ -214,7 +214,7 @@ class NeuralEM(GroupingModel):
         prob = self.likelihood.prob(target.unsqueeze(1), params) + self.smoothing
         return prob / prob.sum(1, keepdim=True)
 
-    # What it is judged by
+    # Evaluation
 
     def energy(self, target: Tensor, iterate: Iterate) -> Tensor:
         """Give :func:`~nem_lightning.models.starts.energy` of an iterate, (B,); infinite instead of NaN."""
@@ -244,13 +244,13 @@ class NeuralEM(GroupingModel):
     # Training
 
     def prepare_training(self, compiled: bool = False) -> None:
-        """Look anew whether the fast path applies, and compile the M-step if ``compiled`` is true."""
+        """Make the fast path check the model again, and compile the M-step if ``compiled`` is true."""
         if compiled:
             self.m_step.compile()
         self.fast_path.begin()
 
     def finish_training(self) -> None:
-        """Let the fast path look at each batch whether it applies."""
+        """Make the fast path check the model at each batch."""
         self.fast_path.end()
 
     def training_loss(
@@ -284,7 +284,7 @@ class NeuralEM(GroupingModel):
         return reason is None
 
     def check_images(self, image_shape: Sequence[int], binary: bool) -> None:
-        """Raise :class:`~nem_lightning.errors.InputError` if the model cannot take these images, or its noise not."""
+        """Raise :class:`~nem_lightning.errors.InputError` if the model or its noise cannot take these images."""
         super().check_images(image_shape, binary)
         require(
             binary or not isinstance(self.corruption, BitFlip),

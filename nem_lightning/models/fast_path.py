@@ -1,12 +1,12 @@
-"""A quicker training step on a CPU, of N-EM and RNN-EM on binary images.
+"""A faster training step on a CPU, for N-EM and RNN-EM on binary images.
 
-:class:`FastPath` gives the loss of the loop, with its gradients written out. The loop, in
-:mod:`nem_lightning.models.em` and :mod:`nem_lightning.models.losses`, stays the definition of that
-loss. What makes the fast path faster:
+:class:`FastPath` computes the same loss as the loop in :mod:`nem_lightning.models.em` and
+:mod:`nem_lightning.models.losses`, with hand-written gradients. The loop remains the reference.
+Why the fast path is faster:
 
-- the weight gradients of all steps are one product, and what the same weights multiply lies side by side;
-- log P(x | mu), its softmax over K and equation 5 share their terms, and few logarithms are taken;
-- it computes in memory that it keeps: to touch fresh memory costs more than the arithmetic.
+- one matmul gives the weight gradients of all steps, and inputs of several weights are stored side by side;
+- log P(x | mu), its softmax over K and equation 5 share terms, and few logarithms are computed;
+- buffers are kept and reused, because the first use of new memory costs more than the arithmetic.
 
 The arithmetic is in :mod:`nem_lightning.models.unrolled`.
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 class FastLoss(NamedTuple):
-    """What a training step minimises, and without gradients, theta (B, K, D) and the decoder's output
-    (B, K, C, H, W) after the last EM step."""
+    """The loss of a training step, and theta (B, K, D) and the decoder's output (B, K, C, H, W) after the last EM
+    step, both without gradients."""
 
     total: Tensor
     state: Tensor
@@ -39,21 +39,21 @@ class FastLoss(NamedTuple):
 class FastPath:
     """Computes the loss of a batch with its gradients, if :meth:`why_not` gives no reason against it.
 
-    The object holds the memory that it computes in, and what it knows of the model's structure. Between :meth:`begin`
-    and :meth:`end` the structure is looked at once an epoch, and at each batch otherwise.
+    The object holds the buffers, and the last check of the model's structure. Between :meth:`begin` and :meth:`end`
+    the structure is checked once an epoch, otherwise at each batch.
     """
 
     def __init__(self) -> None:
         self._unrolled: Unrolled | None = None
-        self._structure: tuple[int, str | None] | None = None  # the epoch in which it was looked at, and the reason
+        self._structure: tuple[int, str | None] | None = None  # the epoch of the last check, and its reason
         self._is_training = False
         self._said: set[str] = set()
 
     def __reduce__(self) -> tuple:
-        return FastPath, ()  # a copy has memory of its own
+        return FastPath, ()  # a copy gets its own buffers
 
     def begin(self) -> None:
-        """Begin a training, in which the structure changes between epochs at most; every reason is news again."""
+        """Begin a training, in which the structure changes only between epochs. Forget the reasons already given."""
         self._structure, self._is_training = None, True
         self._said.clear()
 
@@ -70,8 +70,8 @@ class FastPath:
     def why_not(self, em: "NeuralEM", frames: Tensor, corrupted: Tensor, epoch: int = 0) -> str | None:
         """Give the first reason why the fast path does not apply, to complete "because ..."; None if it applies.
 
-        It applies to N-EM, and to RNN-EM with the plain encoder and decoder, on binary still images of one channel on
-        a CPU, with a black prior and lambda = 1, if nothing is replaced, hooked or compiled.
+        The fast path applies to N-EM, and to RNN-EM with the plain encoder and decoder, on binary still images of one
+        channel on a CPU, with a black prior and lambda = 1, if no part is replaced, hooked or compiled.
         """
         if self._structure is None or not self._is_training or self._structure[0] != epoch:
             self._structure = epoch, _reason_of_structure(em)
@@ -86,10 +86,10 @@ class FastPath:
         detach: bool,
         generator: torch.Generator | None = None,
     ) -> FastLoss:
-        """Give what the loop of ``em`` on (B, 1, H, W), then its loss give.
+        """Give the same as the loop of ``em`` on images (B, 1, H, W) and its loss.
 
         Args:
-            em: the recurrence; its K and T.
+            em: the model, with its K and T.
             image: the clean images.
             corrupted: what the M-step sees.
             detach: whether gradients stop at gamma.
@@ -110,7 +110,7 @@ class FastPath:
 
 
 def _reason_of_structure(em: "NeuralEM") -> str | None:
-    """Give a reason that lies in the model, looked for once."""
+    """Give the first reason that depends on the model alone, or None."""
     m_step = em.m_step
     unrolled = UNROLLED.get(type(m_step))
     if unrolled is None:
@@ -135,7 +135,7 @@ def _reason_of_structure(em: "NeuralEM") -> str | None:
 
 
 def _reason_of_batch(em: "NeuralEM", frames: Tensor, corrupted: Tensor) -> str | None:
-    """Give a reason that may change from batch to batch; cheap to look for."""
+    """Give the first reason that may change from batch to batch, or None; cheap to check."""
     loss, weight = em.loss, next(em.parameters())
     if frames.shape[1] != 1:
         return "frames are sequences"
@@ -161,7 +161,7 @@ def _reason_of_batch(em: "NeuralEM", frames: Tensor, corrupted: Tensor) -> str |
 
 
 def _is_altered(part: object) -> bool:
-    """Say whether a part has hooks, is compiled, or has a method that is not its class's."""
+    """Say whether a part has hooks, is compiled, or has a method that is not from its class."""
     if any(callable(getattr(type(part), name, None)) for name in vars(part)):
         return True
     if not isinstance(part, nn.Module):
@@ -171,10 +171,10 @@ def _is_altered(part: object) -> bool:
 
 
 class _WithGradients(torch.autograd.Function):
-    """A loss whose gradients are there already.
+    """A loss with gradients that are already computed.
 
     Raises:
-        RuntimeError: they are to be differentiated again (``create_graph=True``), which would give nothing.
+        RuntimeError: second derivatives are asked for (``create_graph=True``).
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""What every grouping model takes and gives: the one seam between the models and everything else.
+"""The interface of every grouping model. All other code uses models only through it.
 
 Shapes: B images, F frames, K components, T steps, C channels, H by W pixels.
 
-A still image has one frame, F = 1, which is shown at every step. Of a sequence, step t sees frame t and explains
+A still image has one frame, F = 1, which is shown at every step. In a sequence, step t sees frame t and explains
 frame t + 1, so T steps need T + 1 frames.
 """
 
@@ -30,7 +30,7 @@ class Grouping:
 
     @property
     def labels(self) -> Tensor:
-        """The component that each pixel belongs to most, (B, H, W), integers 0 to K-1."""
+        """The component with the largest responsibility for each pixel, (B, H, W), integers 0 to K-1."""
         return self.responsibilities.squeeze(2).argmax(1)
 
     @property
@@ -45,10 +45,10 @@ class Grouping:
 
 
 class TrainingLoss(NamedTuple):
-    """What one training step gives."""
+    """The result of one training step."""
 
     total: Tensor
-    """What is minimised, a scalar."""
+    """The loss to minimise, a scalar."""
     last: Callable[[], Grouping]
     """Gives the grouping after the last step. It is called only on training steps that are logged."""
 
@@ -57,7 +57,7 @@ class GroupingModel(nn.Module, abc.ABC):
     """A model that groups the pixels of images into objects.
 
     A subclass implements :meth:`unroll` and :meth:`training_loss`. Training, evaluation, figures, the report and the
-    results use nothing else of a model than what this class declares.
+    results use only what this class declares.
 
     Args:
         image_shape: (C, H, W) of the images that the model takes.
@@ -135,7 +135,7 @@ class GroupingModel(nn.Module, abc.ABC):
         num_starts: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[Grouping]:
-        """Group the pixels of a batch, step by step. Drop earlier groupings to save memory.
+        """Group the pixels of a batch, step by step. Lazy: drop earlier groupings to save memory.
 
         Args:
             frames: (B, F, C, H, W); F is 1 for still images, and at least T + 1 for sequences.
@@ -228,7 +228,7 @@ def frame_pair(frames: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Give the frame that a step sees and the one that it explains: (B, F, C, H, W) -> twice (B, C, H, W).
 
     Args:
-        frames: of stills or sequences.
+        frames: still images or sequences.
         step: from 1 to T.
     """
     if frames.shape[1] == 1:

@@ -1,8 +1,8 @@
-"""What a component says about a pixel: P(x | mu), its mean, and its distance to the prior.
+"""The distribution of a pixel given its component: P(x | mu), its mean, and its divergence from the prior.
 
 A decoder gives ``params`` of shape (B, K, C, H, W). Each class here reads them as the parameters of
 one distribution per image, component, channel and pixel. Channels of a pixel are independent given
-its component, so their log densities add up: what is returned has the shape (B, K, 1, H, W).
+its component, so their log densities are summed: results have the shape (B, K, 1, H, W).
 """
 
 import abc
@@ -17,7 +17,7 @@ from nem_lightning.errors import require_flag, require_positive
 
 
 def softplus(logits: Tensor) -> Tensor:
-    """log(1 + exp(logits)), exact in double precision too: PyTorch's own takes it for the logit itself beyond 20."""
+    """Give log(1 + exp(logits)). Above 20, PyTorch's default gives the logit itself, which is inexact in float64."""
     return F.softplus(logits, threshold=40)
 
 
@@ -50,20 +50,20 @@ class Bernoulli(Likelihood):
     binary = True
 
     def mean(self, params: Tensor) -> Tensor:
-        """mu = sigmoid(params), same shape."""
+        """Give mu = sigmoid(params), of the same shape."""
         return torch.sigmoid(params)
 
     def prob(self, image: Tensor, params: Tensor) -> Tensor:
-        """P(x | mu), which is mu where x = 1 and 1 - mu where x = 0; x must be 0 or 1 here.
+        """Give P(x | mu): mu if x = 1, and 1 - mu if x = 0; x must be 0 or 1.
 
-        (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W). For one channel much quicker than exp(log_prob).
+        (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W). For one channel, faster than exp(log_prob).
         """
-        if params.shape[2] > 1:  # a product's gradient would make a GPU wait
+        if params.shape[2] > 1:  # the gradient of a product over channels would make a GPU wait
             return self.log_prob(image, params).exp()
         return torch.sigmoid((2 * image.to(params.dtype) - 1) * params)
 
     def log_prob(self, image: Tensor, params: Tensor) -> Tensor:
-        """log P(x | mu) = x log mu + (1 - x) log(1 - mu), in nats.
+        """Give log P(x | mu) = x log mu + (1 - x) log(1 - mu), in nats.
 
         Args:
             image: (B, 1, C, H, W) or anything that broadcasts with ``params``.
@@ -75,7 +75,7 @@ class Bernoulli(Likelihood):
         return _over_channels(image * params - softplus(params))
 
     def kl_from_prior(self, prior: float, params: Tensor) -> Tensor:
-        """KL(Bernoulli(prior) || Bernoulli(mu)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W).
+        """Give KL(Bernoulli(prior) || Bernoulli(mu)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W).
 
         For the black prior, p = 0, this is -log(1 - mu).
         """
@@ -104,20 +104,20 @@ class Gaussian(Likelihood):
         self.sigma = sigma
 
     def mean(self, params: Tensor) -> Tensor:
-        """mu = params."""
+        """Give mu = params."""
         return params
 
     def prob(self, image: Tensor, params: Tensor) -> Tensor:
-        """The density N(x; mu, sigma^2): (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""
+        """Give the density N(x; mu, sigma^2): (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""
         return self.log_prob(image, params).exp()
 
     def log_prob(self, image: Tensor, params: Tensor) -> Tensor:
-        """log N(x; mu, sigma^2), in nats: (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""
+        """Give log N(x; mu, sigma^2), in nats: (B, 1, C, H, W), (B, K, C, H, W) -> (B, K, 1, H, W)."""
         log_density = -0.5 * ((image - params) / self.sigma) ** 2
         return _over_channels(log_density - math.log(self.sigma * math.sqrt(2 * math.pi)))
 
     def kl_from_prior(self, prior: float, params: Tensor) -> Tensor:
-        """KL(N(prior, sigma^2) || N(mu, sigma^2)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W)."""
+        """Give KL(N(prior, sigma^2) || N(mu, sigma^2)), in nats: (B, K, C, H, W) -> (B, K, 1, H, W)."""
         return _over_channels(0.5 * ((params - prior) / self.sigma) ** 2)
 
 
@@ -126,7 +126,7 @@ def likelihood_for(binary: bool, sigma: float = 0.25) -> Likelihood:
 
     Args:
         binary: whether pixels are 0 or 1.
-        sigma: of the Gaussian; unused for binary pixels.
+        sigma: standard deviation of the Gaussian; unused for binary pixels.
 
     Raises:
         InputError: sigma is not positive, or binary is not true or false.
@@ -137,5 +137,5 @@ def likelihood_for(binary: bool, sigma: float = 0.25) -> Likelihood:
 
 
 def _over_channels(values: Tensor) -> Tensor:
-    """Their sum, (B, K, C, H, W) -> (B, K, 1, H, W)."""
+    """Sum over channels, (B, K, C, H, W) -> (B, K, 1, H, W)."""
     return values if values.shape[2] == 1 else values.sum(2, keepdim=True)

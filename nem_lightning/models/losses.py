@@ -1,4 +1,4 @@
-"""What training minimises: equation 5, and which steps it counts."""
+"""The training loss: equation 5, and the weights of the steps."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,12 +27,12 @@ class NeuralEMLoss:
 
         sum_nk  gamma_nk (-log P(x_n | mu_nk))  +  lambda (1 - gamma_nk) KL(prior || P(. | mu_nk)).
 
-    The first term, *intra*, has each component explain its own pixels; the second, *inter*, keeps it
-    at the prior elsewhere.
+    The first term, *intra*, makes each component explain its own pixels. The second, *inter*, keeps the
+    component at the prior for all other pixels.
 
     Args:
         likelihood: P(x | mu) of the loss, from :mod:`nem_lightning.models.likelihoods`. For Gaussian pixels
-            the published loss has sigma = 1.0 where the E-step has 0.25.
+            the published sigma is 1.0 in the loss and 0.25 in the E-step.
         prior: the prior's mean; 0 is black.
         prior_weight: lambda, at least 0.
         step_weights: which steps count: "last" (the published loss), "all" (their mean), or T weights,
@@ -68,10 +68,10 @@ class NeuralEMLoss:
         self.step_weights = step_weights
 
     def weights(self, num_steps: int) -> list[float]:
-        """The weight of each of T steps.
+        """Give the weight of each of T steps.
 
         Raises:
-            InputError: ``step_weights`` is a list of another length.
+            InputError: ``step_weights`` is a list whose length is not T.
         """
         if isinstance(self.step_weights, str):
             return [0.0] * (num_steps - 1) + [1.0] if self.step_weights == "last" else [1 / num_steps] * num_steps
@@ -91,10 +91,10 @@ class NeuralEMLoss:
         return StepLoss(intra + self.prior_weight * inter, intra, inter)
 
     def __call__(self, frames: Tensor, trajectory: Sequence["Iterate"]) -> Tensor:
-        """Give the loss to minimise. Steps of weight 0 are not computed.
+        """Give the loss to minimise. The loss of steps with weight 0 is not computed.
 
         Args:
-            frames: the clean ones, (B, F, C, H, W).
+            frames: the clean frames, (B, F, C, H, W).
             trajectory: the iterates after steps 1 to T.
         """
         weights = self.weights(len(trajectory))

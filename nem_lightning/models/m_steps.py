@@ -1,4 +1,4 @@
-"""The M-step: from what each component has yet to explain, to its new state and means.
+"""The M-step: computes the new state and means of each component from its residual.
 
 An M-step (:class:`MStep`) is a module that is called with ``residual`` (B, K, C, H, W) and ``state`` (B, K, D), and
 gives the new ``state`` (B, K, D) and ``params`` (B, K, C, H, W). Weights are shared over the K
@@ -17,7 +17,7 @@ from nem_lightning.models.grouping import checked_shape
 
 
 class MStep(nn.Module):
-    """An M-step: a module called with ``residual`` and ``state``, as this file's first lines say."""
+    """A module that is called with ``residual`` and ``state``; see the top of this file."""
 
     image_shape: tuple[int, int, int]
     """(C, H, W)."""
@@ -33,18 +33,18 @@ class GradientMStep(MStep):
 
     The decoder is f(theta) = s(theta) W^T with s the sigmoid; f gives logits (Bernoulli) or means
     (Gaussian). For both, the gradient of Q with respect to f is the residual gamma (x - mu), up to
-    the factor 1 / sigma^2 that the step size takes in, so by the chain rule
+    the factor 1 / sigma^2, which the learned step size absorbs. By the chain rule
 
         theta' = theta + eta * s'(theta) * (residual W),      s' = s (1 - s).
 
-    The weights W are tied: the step back through the decoder uses the decoder's own. The step is
-    written out, so the unrolled loop is differentiated through it like through any other layer.
+    The weights W are tied: the gradient step uses the decoder's weights. The gradient is written
+    by hand, so that autograd differentiates the step like any other layer.
 
     Args:
         image_shape: (C, H, W).
         hidden_size: D, the number of sigmoid units.
-        step_size: where the learned step size eta starts; greater than 0. (The authors' code draws
-            its sign at random, and a negative start stalls.)
+        step_size: initial value of the learned step size eta, greater than 0. (The authors' code
+            draws its sign at random; with a negative one, training stalls.)
 
     Raises:
         InputError: a size below 1, or a step size that is not positive.
@@ -63,14 +63,14 @@ class GradientMStep(MStep):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, residual: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, C, H, W), (B, K, D) -> new state (B, K, D), params (B, K, C, H, W)."""
+        """Take the step: (B, K, C, H, W), (B, K, D) -> new state (B, K, D), params (B, K, C, H, W)."""
         units = torch.sigmoid(state)
         gradient = units * (1 - units) * (residual.flatten(2) @ self.weight)  # dQ / dtheta, (B, K, D)
         state = state + self.step_size * gradient
         return state, self.decode(state)
 
     def decode(self, state: Tensor) -> Tensor:
-        """f(theta): (B, K, D) -> (B, K, C, H, W)."""
+        """Give f(theta): (B, K, D) -> (B, K, C, H, W)."""
         return (torch.sigmoid(state) @ self.weight.T).unflatten(-1, self.image_shape)
 
 
@@ -79,21 +79,21 @@ class RecurrentMStep(MStep):
 
         theta' = activation(norm(U encoder(residual) + V theta + b)),      params = decoder(theta').
 
-    As published, there is no norm.
+    The paper uses no norm.
 
     Args:
         image_shape: (C, H, W).
         hidden_size: D, the number of recurrent units.
         activation: of the recurrent units: "sigmoid", "tanh" or "relu".
         layer_norm: whether norm is a layer normalisation over the D units (Ba et al. 2016).
-        encoder: a module (N, C, H, W) -> (N, anything) of your own; by default the pixels as they are.
+        encoder: a module (N, C, H, W) -> (N, anything) of your own; by default the pixels are used directly.
         decoder: a module (N, D) -> (N, C, H, W) of your own; by default one linear layer. It gives
             logits (Bernoulli) or means (Gaussian), so it ends without a sigmoid.
 
     Raises:
-        InputError: a size below 1, an unknown activation, or a decoder whose output is no image.
+        InputError: a size below 1, an unknown activation, or a decoder whose output is not of ``image_shape``.
 
-    Source: Greff et al. 2017, section 2.3. Weights start as in the authors' code (Glorot uniform).
+    Source: Greff et al. 2017, section 2.3. Weights are initialised as in the authors' code (Glorot uniform).
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class RecurrentMStep(MStep):
         )
 
     def _init_as_one_kernel(self) -> None:
-        """Glorot uniform over [input; state] -> state, the authors' single kernel; bias 0."""
+        """Initialise U and V as one kernel [input; state] -> state (Glorot uniform), like the authors; bias 0."""
         rows = self.input_layer.in_features + self.state_size
         bound = math.sqrt(6 / (rows + self.state_size))
         nn.init.uniform_(self.input_layer.weight, -bound, bound)
@@ -140,7 +140,7 @@ class RecurrentMStep(MStep):
         nn.init.zeros_(self.input_layer.bias)
 
     def forward(self, residual: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, C, H, W), (B, K, D) -> new state (B, K, D), params (B, K, C, H, W)."""
+        """Take the step: (B, K, C, H, W), (B, K, D) -> new state (B, K, D), params (B, K, C, H, W)."""
         features = self.encoder(residual.flatten(0, 1)).flatten(1)  # (B*K, F)
         state = self.input_layer(features) + self.recurrent_layer(state.flatten(0, 1))  # (B*K, D)
         state = ACTIVATIONS[self.activation](self.norm(state))
@@ -151,7 +151,7 @@ class RecurrentMStep(MStep):
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Have a module and its parts in evaluation mode, each afterwards in the mode that it was in before."""
+    """Put a module and its parts into evaluation mode, and restore each part's mode afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -163,5 +163,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _output_of(module: nn.Module, example: Tensor) -> Tensor:
-    with evaluating(module):  # batch normalisation takes no single image while training, and would count it
+    with evaluating(module):  # in training mode, batch normalisation rejects a single image
         return module(example)

@@ -1,4 +1,4 @@
-"""Where EM starts, and which of several starts is kept.
+"""The first gamma of EM, and the energy that chooses among several starts.
 
 Shapes: B images, K components, C channels, H by W pixels.
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 from nem_lightning.models.likelihoods import Likelihood
 
 SPREAD = 1 / 6
-"""How far a region reaches, in sides of the image."""
+"""Standard deviation of a region, as a share of the image's longer side."""
 
 
 def noise(image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Tensor:
-    """gamma = |N(0, 1)| normalised over K, as published: for images (B, C, H, W), (B, K, 1, H, W)."""
+    """Draw gamma = |N(0, 1)|, normalised over K, as published: (B, C, H, W) -> (B, K, 1, H, W)."""
     batch, _, height, width = image.shape
     gamma = torch.randn(
         batch, num_components, 1, height, width, dtype=image.dtype, device=image.device, generator=generator
@@ -26,11 +26,11 @@ def noise(image: Tensor, num_components: int, generator: torch.Generator | None 
 
 
 def bright_regions(image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Tensor:
-    """A round region around each of K bright pixels that lie apart: for images (B, C, H, W), (B, K, 1, H, W).
+    """Draw a round region around each of K distant bright pixels: (B, C, H, W) -> (B, K, 1, H, W).
 
-    The pixels are drawn as the centres of k-means++ are: each with a probability proportional to its brightness times
-    its squared distance to the nearest one before it. gamma falls with the squared distance d^2 to a component's pixel:
-    proportional to exp(-d^2 / 2 s^2), where s is ``SPREAD`` of the image's longer side.
+    The pixels are drawn like the centres of k-means++: each with a probability proportional to its brightness times
+    its squared distance to the nearest pixel drawn before. gamma is proportional to exp(-d^2 / 2 s^2), with d the
+    distance to the component's pixel, and s = ``SPREAD`` times the image's longer side.
 
     Source: Arthur and Vassilvitskii 2007, section 2.2, for the pixels.
     """
@@ -41,7 +41,7 @@ def bright_regions(image: Tensor, num_components: int, generator: torch.Generato
     brightness = image.mean(1).flatten(1).clamp_min(0) + tiny
     nearest, distances = torch.ones_like(brightness), []
     for draw in torch.rand(num_components, batch, 1, generator=generator, **like):
-        upto = (brightness * (nearest + tiny)).cumsum(1, dtype=torch.float64)  # much quicker than multinomial
+        upto = (brightness * (nearest + tiny)).cumsum(1, dtype=torch.float64)  # faster than multinomial
         seed = torch.searchsorted(upto, draw * upto[:, -1:], right=True).clamp_max(height * width - 1)  # (B, 1)
         down, across = (rows - seed // width).square(), (columns - seed % width).square()  # (B, H), (B, W)
         distance = (down.unsqueeze(2) + across.unsqueeze(1)).flatten(1)  # (B, HW)
@@ -56,19 +56,20 @@ STARTS = {"noise": noise, "bright_regions": bright_regions}
 
 
 def energy(likelihood: Likelihood, image: Tensor, params: Tensor, responsibilities: Tensor) -> Tensor:
-    """Say how badly K components explain an image, in nats; the start of the lowest energy is kept.
+    """Measure how badly K components explain an image, in nats; the start with the lowest energy is kept.
 
-    For real pixels, the negative log likelihood (equation 1), and M KL(u || pi) for evenness:
+    For real pixels: the negative log likelihood (equation 1) plus M KL(u || pi), which penalises uneven shares:
 
         - sum_n log sum_k pi_k P(x_n | mu_kn)  +  M KL(u || pi).
 
-    A binary image is the union of its objects, so a bright pixel is explained by its component, a dark one by all:
+    For binary pixels: an image is the union of its objects, so a bright pixel's component explains it, and all
+    components explain a dark pixel:
 
         - sum_n x_n sum_k gamma_nk log mu_kn  -  sum_n (1 - x_n) sum_k log(1 - mu_kn)  +  M KL(u || pi).
 
-    u are the shares of M pixels that the components take: of all pixels of a real image, and of the bright ones of a
-    binary one; pi is uniform. Unlike equation 5, the energy of binary pixels does not charge components for
-    overlapping, which favours groupings in which one component takes overlapping objects and another takes none.
+    u are the components' shares of M pixels: all pixels of a real image, or the bright pixels of a binary image; pi
+    is uniform. For binary pixels, equation 5 penalises overlapping components, and so favours groupings in which one
+    component takes overlapping objects and another takes none; the energy does not.
 
     Args:
         likelihood: of the pixels.

@@ -1,12 +1,12 @@
-"""T steps of EM on binary images, forward and back, written out for the fast path.
+"""T steps of EM on binary images for the fast path: forward and backward passes, written by hand.
 
-Binary pixels let one number stand for all. With s = l where x = 1 and -l where x = 0, l the logit,
+For binary pixels, all terms follow from the signed logit s, which is the logit l if x = 1, and -l if x = 0:
 
     p = P(x | mu) = sigmoid(s),      gamma_k = (p_k + smoothing) / sum_j (p_j + smoothing),
 
 and for a black prior and lambda = 1 equation 5 of a step is  sum_nk  softplus(l_nk) - gamma_nk x_n l_nk.
 
-Inside, images are (K, B, N), N = HW, or (R, N) to products, R = K B rows; a tensor for each step.
+Images are (K, B, N) with N = HW, or (R, N) in matmuls with R = K B rows. Each step has its own tensor.
 """
 
 import abc
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from nem_lightning.models.em import NeuralEM
 
 aten = torch.ops.aten
-sigmoid_backward = aten.sigmoid_backward.grad_input  # d x from d y and y = sigmoid(x)
+sigmoid_backward = aten.sigmoid_backward.grad_input  # the gradient of x from that of y, for y = sigmoid(x)
 
 
 class Unrolled(abc.ABC):
-    """T steps of EM on images of one shape, forward and back.
+    """T steps of EM on images of one shape, forward and backward. There is a subclass for each M-step.
 
-    There is a subclass for each M-step. ``why_not`` gives a reason if it does not apply to an M-step, ``weights`` all
-    weights of an M-step. ``load`` takes their values, ``m_step`` computes logits from a residual and ends with the
-    ``state``, ``m_step_backward`` computes the residual's gradient from the logits' gradient, and ``gradients`` gives
-    those of the weights.
+    ``why_not`` gives the reason if the subclass does not apply to an M-step. ``weights`` gives all weights of an
+    M-step, and ``load`` copies their values. ``m_step`` computes the new theta and the logits from a residual,
+    ``m_step_backward`` the gradient of the residual from that of the logits. ``gradients`` gives those of the weights.
     """
 
     logits: Sequence[Tensor]
-    """Views of the M-step's output, reused in place: logits l, then signed logits s, then x l, then the gradient."""
+    """Views of the M-step's output, reused in place: logits l, signed logits s, x l if the step counts in the loss,
+    then the gradient of l."""
     residual: Sequence[Tensor]
     """Views of the M-step's input."""
     state: Tensor
@@ -45,10 +45,11 @@ class Unrolled(abc.ABC):
 
     def __init__(self, steps: int, components: int, batch: int, pixels: int, units: int, dtype: torch.dtype) -> None:
         self.made_for = (steps, components, batch, pixels, units, dtype)
+        # P(x | mu); gamma; corrupted - mu
         self.p, self.gamma, self.missing = (self.zeros(steps, components, batch, pixels).unbind() for _ in range(3))
         self.scale = self.zeros(steps, batch, pixels).unbind()  # 1 / sum_k (p_k + smoothing)
-        self.plane, self.product = self.zeros(2, batch, pixels).unbind()
-        self.spare = self.zeros(components, batch, pixels)
+        self.plane, self.product = self.zeros(2, batch, pixels).unbind()  # scratch; products of _Logarithms
+        self.spare = self.zeros(components, batch, pixels)  # scratch
         self.ones = torch.ones_like(self.spare).view(-1)
 
     @staticmethod
@@ -75,13 +76,13 @@ class Unrolled(abc.ABC):
         return torch.zeros(shape, dtype=self.made_for[-1])
 
     def images(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """(T, R, N) -> T times (K, B, N), the same memory."""
+        """Give views (K, B, N) of each step of ``rows``, (T, R, N)."""
         return rows.unflatten(1, self.made_for[1:3]).unbind()
 
     def forward(
         self, em: "NeuralEM", image: Tensor, corrupted: Tensor, gamma: Tensor, weights: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give the loss, and of the last step theta (B, K, D) and the logits (B, K, N). ``gamma`` is the first one."""
+        """Give the loss, and theta (B, K, D) and logits (B, K, N) of the last step. ``gamma`` is the first gamma."""
         steps, components, batch, *_ = self.made_for
         self.step_weights = em.loss.weights(steps)
         self.image = image.flatten(1)
@@ -91,30 +92,30 @@ class Unrolled(abc.ABC):
         torch.mul(gamma.flatten(2).transpose(0, 1), self.corrupted - em.initial_mean, out=self.residual[0])
         positive, on, logarithms = [], [], _Logarithms(self.product)
         for t, weight in enumerate(self.step_weights):
-            self.m_step(t)
+            self.m_step(t)  # logits[t], which is s below, holds l now
             s, p, gamma, missing, scale = self.logits[t], self.p[t], self.gamma[t], self.missing[t], self.scale[t]
             if t + 1 == steps:
                 self.params = s.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-            if weight:
+            if weight:  # softplus(l) = max(l, 0) + log(1 + exp(-|l|)); this is the first term
                 positive.append(torch.dot(torch.clamp_min(s, 0, out=self.spare).view(-1), self.ones))
-            # E-step: p, gamma, and missing = corrupted - mu, which is -p or 1 - p where nothing was corrupted
-            torch.sigmoid(s.mul_(self.sign), out=p)
+            # E-step: p, gamma = (p + smoothing) scale, and missing = corrupted - mu, with mu = 1 - x + sign p
+            torch.sigmoid(s.mul_(self.sign), out=p)  # s holds the signed logits now
             _sum(p, out=scale).add_(components * em.smoothing).reciprocal_()
             torch.addcmul(torch.mul(scale, em.smoothing, out=self.plane), p, scale, out=gamma)
             torch.addcmul(self.black, self.sign, p, value=-1, out=missing)
             if t + 1 < steps:
                 torch.mul(gamma, missing, out=self.residual[t + 1])
-            if weight:  # log(1 + exp(-|l|)) = -log max(p, 1 - p)
+            if weight:  # the second term: log(1 + exp(-|l|)) = -log max(p, 1 - p)
                 high = torch.maximum(p, torch.sub(1, p, out=self.spare), out=self.spare)
                 logarithms.add(high, -weight)
-                on.append(torch.dot(gamma.view(-1), s.mul_(self.image).view(-1)))
+                on.append(torch.dot(gamma.view(-1), s.mul_(self.image).view(-1)))  # s holds x l now
         losses = torch.stack(positive) - torch.stack(on)
         total = torch.dot(losses, losses.new_tensor([weight for weight in self.step_weights if weight]))
         state = self.state.unflatten(0, (components, batch)).transpose(0, 1)
         return (total + logarithms.sum()) / batch, state.clone(memory_format=torch.contiguous_format), self.params
 
     def backward(self, detach: bool) -> list[Tensor]:
-        """Give the gradients of the loss, in the order of the weights; ``detach``: they stop at gamma."""
+        """Give the gradients of the weights, in their order. ``detach``: gradients stop at gamma."""
         d_residual = self.d_residual.zero_()
         for t in reversed(range(len(self.step_weights))):
             self._d_logits(t, self.step_weights[t] / len(self.image), d_residual, detach)
@@ -122,28 +123,31 @@ class Unrolled(abc.ABC):
         return self.gradients()
 
     def _d_logits(self, t: int, weight: float, d_residual: Tensor, detach: bool) -> None:
-        """From x l to the logits' gradient, in place. ``d`` is minus the gradient of mu, then of the logits."""
+        """Write the gradient of l into ``logits[t]``. ``d`` holds minus the gradient of mu, then minus that of l."""
         x_l, p, gamma, missing, d = self.logits[t], self.p[t], self.gamma[t], self.missing[t], self.spare
         if not detach:
-            # Of gamma: residual = gamma missing, and the loss has -weight gamma x l. Back through the normalisation.
-            slope = self.scale[t].mul_(self.sign).mul_(-weight or 1)
+            # residual = gamma missing, and the loss has -weight gamma x l. To reuse x l, d_gamma is the gradient of
+            # gamma divided by -weight (not divided if weight is 0), and slope is multiplied by the same factor.
+            slope = self.scale[t].mul_(self.sign).mul_(-weight or 1)  # scale holds the slope now
             if weight:
-                d_gamma = x_l.addcmul_(missing, d_residual, value=-1 / weight)
+                d_gamma = x_l.addcmul_(missing, d_residual, value=-1 / weight)  # x_l holds d_gamma now
             else:
-                d_gamma = torch.mul(missing, d_residual, out=x_l)
+                d_gamma = torch.mul(missing, d_residual, out=x_l)  # x_l holds d_gamma now
+            # Backward through the normalisation of gamma and through missing: d = minus the gradient of mu
             common = _sum(torch.mul(gamma, d_gamma, out=d), out=self.plane).mul_(slope)
             torch.addcmul(common, d_gamma, slope, value=-1, out=d).addcmul_(gamma, d_residual)
         else:
             torch.mul(gamma, d_residual, out=d)  # d residual / d mu = -gamma
-        sigmoid_backward(d, p, grad_input=d)  # d mu / d l = mu (1 - mu) = p (1 - p)
-        if weight:  # of the loss, gamma fixed: mu - gamma x, with mu = corrupted - missing
-            d.add_(missing.addcmul_(gamma, self.image), alpha=weight)
-        torch.sub(torch.mul(self.corrupted, weight, out=self.plane), d, out=x_l)
+        # d holds minus the gradient of l now: d mu / d l = mu (1 - mu) = p (1 - p)
+        sigmoid_backward(d, p, grad_input=d)
+        if weight:  # the loss at fixed gamma has the gradient mu - gamma x, with mu = corrupted - missing
+            d.add_(missing.addcmul_(gamma, self.image), alpha=weight)  # missing holds missing + gamma x now
+        torch.sub(torch.mul(self.corrupted, weight, out=self.plane), d, out=x_l)  # x_l holds the gradient of l now
 
 
 class _Logarithms:
-    """The sum of the logarithms of values in [1/2, 1], each times its weight. A logarithm costs as much as several
-    products, so it is taken of products of a hundred values."""
+    """The weighted sum of logarithms of values in [1/2, 1]. A logarithm costs as much as several multiplications, so it
+    is taken of products of up to a hundred values."""
 
     def __init__(self, product: Tensor) -> None:
         self.product, self.factors, self.weight, self.total = product, 0, 0.0, 0.0
@@ -162,7 +166,7 @@ class _Logarithms:
 class UnrolledRNNEM(Unrolled):
     """theta' = sigmoid(norm([residual, theta, 1] [U, V, b]^T)), logits = [theta', 1] [W, c]^T.
 
-    What is in brackets lies side by side, filled up with zeros to whole registers.
+    Each bracket is one matrix, padded with zeros. [theta, 1] has a multiple of 16 columns, for whole SIMD registers.
     """
 
     def __init__(self, *sizes) -> None:
@@ -170,7 +174,7 @@ class UnrolledRNNEM(Unrolled):
         steps, components, batch, pixels, units, _ = sizes
         rows, width = components * batch, _whole_registers(units + 1)
         self.uvb, self.wc = self.zeros(units, pixels + width), self.zeros(pixels, width)
-        self.all_inputs = self.zeros(steps + 1, rows, pixels + width)  # theta after a step lies in the next one's
+        self.all_inputs = self.zeros(steps + 1, rows, pixels + width)  # theta of step t is in t + 1
         self.all_inputs[:, :, pixels + units] = 1
         self.all_d_units, self.all_logits = self.zeros(steps, rows, units), self.zeros(steps, rows, pixels)
         self.logits, self.residual = self.images(self.all_logits), self.images(self.all_inputs[:, :, :pixels])
@@ -180,7 +184,9 @@ class UnrolledRNNEM(Unrolled):
         self.theta = self.all_inputs[:, :, pixels : pixels + units].unbind()
         self.theta_and_1 = self.all_inputs[:, :, pixels:].unbind()
         self.state = self.theta[-1]
+        # units before the norm, of each step; scratch for the sigmoid
         self.units, self.y = self.zeros(steps, rows, units).unbind(), self.zeros(rows, units)
+        # gradient of a step's inputs [residual, theta, 1]; gradient of [theta, 1] from both matmuls that use it
         self.d_inputs, self.d_theta_and_1 = self.zeros(rows, pixels + width), self.zeros(rows, width)
         self.d_residual = self.d_inputs[:, :pixels].unflatten(0, (components, batch))
         self.d_theta, self.d_theta_later = self.d_theta_and_1[:, :units], self.d_inputs[:, pixels:]
@@ -215,7 +221,7 @@ class UnrolledRNNEM(Unrolled):
         self.eps, self.moments = getattr(m_step.norm, "eps", 0), []
 
     def m_step(self, t: int) -> None:
-        if t == 0:  # theta = 0
+        if t == 0:  # theta is 0, so V is not needed
             units = torch.addmm(self.b, self.inputs[0][:, : len(self.wc)], self.u.T, out=self.units[0])
         else:
             units = torch.mm(self.inputs[t], self.uvb.T, out=self.units[t])
@@ -227,20 +233,21 @@ class UnrolledRNNEM(Unrolled):
         torch.mm(self.theta_and_1[t + 1], self.wc.T, out=self.rows_of_logits[t])
 
     def m_step_backward(self, t: int) -> None:
+        # rows_of_logits[t] holds the gradient of l; d_theta_later that of [theta, 1] from step t + 1
         torch.addmm(self.d_theta_later, self.rows_of_logits[t], self.wc, out=self.d_theta_and_1)
         d_units = sigmoid_backward(self.d_theta, self.theta[t + 1], grad_input=self.d_units[t])
         if self.norm:
             d_normed, *d_norm = aten.native_layer_norm_backward(
                 d_units, self.units[t], d_units.shape[1:], *self.moments[t], *self.norm, [True, True, True]
             )
-            d_units.copy_(d_normed)
+            d_units.copy_(d_normed)  # d_units holds the gradient of the units before the norm now
             for total, part in zip(self.d_norm, d_norm, strict=True):
                 total += part
-        if t:
+        if t:  # d_inputs, and so d_residual and d_theta_later, holds the gradients of the inputs of step t now
             torch.mm(d_units, self.uvb, out=self.d_inputs)
 
     def gradients(self) -> list[Tensor]:
-        pixels, units = self.wc.shape[0], self.y.shape[1]
+        pixels, units = self.wc.shape[0], self.y.shape[1]  # all_logits holds the gradients of l
         uvb = self.all_d_units.flatten(0, 1).T @ self.all_inputs[:-1].flatten(0, 1)
         wc = self.all_logits.flatten(0, 1).T @ self.all_inputs[1:, :, pixels:].flatten(0, 1)
         u, v, b = uvb[:, :pixels], uvb[:, pixels : pixels + units], uvb[:, pixels + units]
@@ -255,7 +262,8 @@ class UnrolledNEM(Unrolled):
         steps, components, batch, pixels, units, _ = sizes
         rows, width = components * batch, _whole_registers(units)
         self.w = self.zeros(pixels, width)
-        # Its gradient is one product: of the logits' gradients with y, and of the residuals with back's.
+        # One matmul gives the gradient of W: all_images holds the logits, later their gradients, and the residuals;
+        # all_factors holds y and d_back, which multiply them.
         self.all_images, self.all_factors = self.zeros(2 * steps, rows, pixels), self.zeros(2 * steps + 1, rows, width)
         all_logits, all_residuals = self.all_images.split(steps)
         self.logits, self.residual = self.images(all_logits), self.images(all_residuals)
@@ -286,17 +294,17 @@ class UnrolledNEM(Unrolled):
     def m_step(self, t: int) -> None:
         torch.mm(self.rows_of_residual[t], self.w, out=self.back[t])
         sigmoid_backward(self.back[t], self.y[t], grad_input=self.gradient[t])
-        torch.sigmoid(self.theta.addcmul_(self.gradient[t], self.eta), out=self.y[t + 1])
+        torch.sigmoid(self.theta.addcmul_(self.gradient[t], self.eta), out=self.y[t + 1])  # theta holds theta' now
         torch.mm(self.y[t + 1], self.w.T, out=self.rows_of_logits[t])
 
     def m_step_backward(self, t: int) -> None:
-        d_y = self.d_y  # holds what came from the step after, through y (1 - y)
-        d_y.addmm_(self.rows_of_logits[t], self.w)
-        self.d_theta += sigmoid_backward(d_y, self.y[t + 1], grad_input=d_y)
+        d_y = self.d_y  # the gradient of y[t + 1] through y (1 - y) of step t + 1
+        d_y.addmm_(self.rows_of_logits[t], self.w)  # rows_of_logits[t] holds the gradient of l; d_y is complete now
+        self.d_theta += sigmoid_backward(d_y, self.y[t + 1], grad_input=d_y)  # d_y holds that of theta through y now
         self.d_eta += torch.dot(self.d_theta.view(-1), self.gradient[t].view(-1))
         d_gradient = torch.mul(self.d_theta, self.eta, out=self.d_gradient)
         sigmoid_backward(d_gradient, self.y[t], grad_input=self.d_back[t])
-        if t:
+        if t:  # d_y holds the gradient of y[t] through y (1 - y) now, and d_rows that of the residual of step t
             d_y.fill_(1).sub_(self.y[t], alpha=2).mul_(self.back[t]).mul_(d_gradient)
             torch.mm(self.d_back[t], self.w.T, out=self.d_rows)
 
@@ -306,7 +314,7 @@ class UnrolledNEM(Unrolled):
 
 
 def _sum(images: Tensor, out: Tensor) -> Tensor:
-    """Over the components, (K, B, N) -> (B, N)."""
+    """Sum over the components, (K, B, N) -> (B, N)."""
     first, *others = images.unbind()
     out.copy_(first) if not others else torch.add(first, others[0], out=out)
     for other in others[1:]:

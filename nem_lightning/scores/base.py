@@ -3,7 +3,7 @@
 Every score takes predicted labels and true ``groups``, integers of shape (B, H, W) or (B, N), and scores each image on
 the pixels of a true group, 1, 2, .... Group 0 is background or overlap, and -1 is void; neither is scored. An image
 without a scored pixel has no score: its score is NaN, and means leave the image out and count it. All counts are
-float64, so no image is too large.
+float64, so they are exact for images of any size.
 """
 
 from typing import ClassVar
@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from nem_lightning.headings import Heading
 
 VOID = -1
-"""The group of pixels that no score looks at: in Pascal VOC, what its annotators left open."""
+"""The group of pixels that no score uses: in Pascal VOC, pixels that the annotators left unlabelled."""
 
 
 def contingency_table(labels: Tensor, groups: Tensor) -> Tensor:
@@ -31,10 +31,10 @@ def contingency_table(labels: Tensor, groups: Tensor) -> Tensor:
 
 
 def scored_tables(labels: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the contingency tables of the images that have a score, and which those are (B,) boolean.
+    """Give the contingency tables of the images with a score, and which images these are, (B,) boolean.
 
-    Clusters are in order of size, and those that are empty in every image are left out: class numbers may
-    have large gaps, and no score depends on their order.
+    Clusters are sorted by size, and clusters that are empty in every image are left out, because class numbers
+    may have large gaps. No score depends on the order.
     """
     table = contingency_table(labels, groups)
     has_score = table.sum((1, 2)) > 0
@@ -47,7 +47,7 @@ def scored_tables(labels: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def with_unscored(scores: Tensor, has_score: Tensor) -> Tensor:
-    """Put the scores of images that have one back in their places, NaN in the others. (..., S) -> (..., B)."""
+    """Put scores at the places of the images that have one, and NaN at the others: (..., S) -> (..., B)."""
     full = scores.new_full((*scores.shape[:-1], len(has_score)), torch.nan)
     full[..., has_score] = scores
     return full
@@ -60,7 +60,7 @@ def equal(table: Tensor) -> Tensor:
 
 
 class Score(Metric):
-    """A score of a data set, whose ``update`` names what the score needs.
+    """A score of a data set. The arguments of ``update`` name what the score needs.
 
     ``update`` may take, by these names: ``labels`` (B, H, W), ``responsibilities`` (B, K, 1, H, W), ``reconstruction``
     (B, C, H, W) or None, ``target`` (B, C, H, W), the frame that is explained, and ``groups`` (B, H, W).
@@ -70,13 +70,13 @@ class Score(Metric):
     heading: Heading
     """How the score is shown."""
     shares_counts: ClassVar[bool] = False
-    """Whether all scores of this class add up the same counts, whatever their arguments: then one adds them for all."""
+    """Whether all scores of this class add up the same counts, whatever their arguments; if so, only one does it."""
 
 
 class WeightedMean(Score):
-    """A mean in which NaN stays NaN, in float64; a subclass adds to it in ``update``.
+    """A float64 mean that is NaN if any value is NaN; a subclass adds values in ``update``.
 
-    torchmetrics' own MeanMetric leaves NaN out, or ignores the weights with ``nan_strategy="disable"`` (1.9.0).
+    torchmetrics' MeanMetric leaves NaN out, or ignores the weights with ``nan_strategy="disable"`` (1.9.0).
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Mean(WeightedMean):
 
 
 class MeanOverImages(Score):
-    """The mean of a score over the images that have one; adds up exactly over batches and processes.
+    """The mean of a score over the images that have one; exact over batches and processes.
 
     A subclass has a ``heading`` and :meth:`by_image`. After ``compute``, ``scored`` and ``unscored`` say how many
     images had a score and how many had none.

@@ -1,4 +1,4 @@
-"""How well each true object is covered by one predicted segment: exact, on batches."""
+"""How well one predicted segment covers each true object: exact, on batches."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,11 @@ from nem_lightning.scores.base import VOID, MeanOverImages, contingency_table
 
 
 def mean_best_overlap(labels: Tensor, groups: Tensor) -> Tensor:
-    """Mean best overlap of each image: the mean over its true objects of the best intersection over union.
+    """Give the mean best overlap of each image: the mean over its true objects of the best intersection over union.
 
     For each true object, the largest intersection over union with any one predicted segment; several objects
-    may have the same best segment. Segments are compared as they are, whole: their background pixels count in
-    the union (unlike in the adjusted Rand index, which leaves the background out).
-    Void pixels count nowhere, neither in an object nor in a segment.
+    may have the same best segment. Whole segments are compared: their background pixels count in the union
+    (the adjusted Rand index leaves the background out). Void pixels are ignored.
 
     Args:
         labels: predicted labels, integers from 0, (B, H, W) or (B, N); the segments cover all pixels.
@@ -22,7 +21,7 @@ def mean_best_overlap(labels: Tensor, groups: Tensor) -> Tensor:
     Returns:
         (B,) float64 in (0, 1]; NaN for an image without an object.
 
-    Source: mean best overlap as in Uijlings et al. 2013 (selective search), section 5, there over proposals.
+    Source: Uijlings et al. 2013 (selective search), section 5, which takes the best over proposals.
     """
     table = contingency_table(labels, torch.where(groups == VOID, 0, groups + 1))  # (B, 1 + G, K), background first
     shared = table[:, 1:]  # (B, G, K)

@@ -17,14 +17,14 @@ from nem_lightning.scores.base import Mean, Score
 
 @dataclass(frozen=True)
 class TestScores:
-    """What a test found."""
+    """The results of a test."""
 
-    __test__ = False  # not a test of pytest's
+    __test__ = False  # pytest must not collect it
 
     headings: dict[str, Heading]
-    """Of each score, by its name."""
+    """The heading of each score, by name."""
     by_step: list[dict[str, float]]
-    """Of each step, each score by its name."""
+    """The scores of each step, by name."""
     num_images: int
     """How many images were tested."""
     unscored_images: int
@@ -32,7 +32,7 @@ class TestScores:
 
 
 class _Images(Score):
-    """Counts images, and those of them without a scored pixel."""
+    """Counts images, and images without a scored pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class ScoreSet(nn.Module):
     """The scores of one step, and the numbers that a model reports: means over images, exact over processes.
 
     Args:
-        scores: by name.
-        model: whose numbers are added, after the scores.
+        scores: the scores, by name.
+        model: its numbers are added after the scores.
 
     Raises:
         InputError: a score has the name of a number of the model.
@@ -110,7 +110,7 @@ class ScoreSet(nn.Module):
 
 
 def _sharing(scores: Mapping[str, Score]) -> list[list[str]]:
-    """Put the names of scores together that add up the same counts."""
+    """Group the names of scores that add up the same counts."""
     groups: dict[object, list[str]] = {}
     for name, score in scores.items():
         groups.setdefault(type(score) if score.shares_counts else name, []).append(name)

@@ -1,4 +1,4 @@
-"""Scores of how images are explained, and of how sure the grouping is."""
+"""Scores of the reconstruction of images, and of the confidence of a grouping."""
 
 from torch import Tensor
 

@@ -14,7 +14,7 @@ _CHUNK = 2**22  # float64 entries of the hypergeometric sum held at a time (32 M
 
 
 class _Information(NamedTuple):
-    """Of each image, (B,) float64, in nats."""
+    """Mutual information and entropies of each image, (B,) float64, in nats."""
 
     mutual: Tensor
     expected: Tensor
@@ -23,16 +23,16 @@ class _Information(NamedTuple):
 
 
 def _entropy(counts: Tensor) -> Tensor:
-    """Entropy of labellings with these counts, (B, G) -> (B,)."""
+    """Give the entropy of labellings with these counts, (B, G) -> (B,)."""
     p = counts / counts.sum(-1, keepdim=True)
     return -torch.xlogy(p, p).sum(-1)
 
 
 def _expected_mutual_information(rows: Tensor, columns: Tensor, total: Tensor) -> Tensor:
-    """Mean mutual information over all tables with these margins (Vinh et al. 2010, equation 24a).
+    """Give the mean mutual information over all tables with these margins (Vinh et al. 2010, equation 24a).
 
-    Sums, for each pair of a true and a predicted cluster of a and b pixels, over the n pixels that they
-    may share: n/N log(n N / (a b)) times the hypergeometric probability of n.
+    For each pair of a true cluster of a pixels and a predicted cluster of b pixels, sum over the number n
+    of shared pixels: n/N log(n N / (a b)) times the hypergeometric probability of n.
 
     (B, G), (B, K), (B,) -> (B,).
     """
@@ -58,7 +58,7 @@ def _expected_mutual_information(rows: Tensor, columns: Tensor, total: Tensor) -
 
 
 def _information(table: Tensor) -> _Information:
-    """(B, G, K) -> entropies, mutual information and its expectation."""
+    """Give entropies, mutual information and its expectation: (B, G, K) -> (B,) each."""
     rows, columns = table.sum(2), table.sum(1)  # (B, G), (B, K)
     total = rows.sum(1)  # (B,)
     product = rows[:, :, None] * columns[:, None, :]
@@ -72,7 +72,7 @@ def _information(table: Tensor) -> _Information:
 
 
 def _adjusted_mutual_information(labels: Tensor, groups: Tensor) -> Tensor:
-    """By every normaliser at once: (B, ...), (B, ...) -> (len(NORMALIZERS), B)."""
+    """Give the score by every normaliser: (B, ...), (B, ...) -> (len(NORMALIZERS), B)."""
     table, has_score = scored_tables(labels, groups)
     if not len(table):
         return torch.full((len(NORMALIZERS), len(has_score)), torch.nan, dtype=torch.float64, device=groups.device)
@@ -83,8 +83,8 @@ def _adjusted_mutual_information(labels: Tensor, groups: Tensor) -> Tensor:
     }
     normalizer = torch.stack([entropies[name] for name in NORMALIZERS])  # (2, S)
     scores = _away_from_zero(mutual - expected) / _away_from_zero(normalizer - expected)
-    # Equal groupings are a perfect match, even where chance would give it too (0 / 0). Otherwise a labelling
-    # that does not split the pixels has no information.
+    # Equal groupings score 1, even if chance gives them too (0 / 0). Otherwise, a labelling with only one cluster
+    # has no information and scores 0.
     one_group, one_label = (table.sum(2) > 0).sum(1) == 1, (table.sum(1) > 0).sum(1) == 1  # (S,)
     scores = torch.where(one_group | one_label, 0.0, scores)
     scores = torch.where(equal(table), 1.0, scores)
@@ -92,16 +92,16 @@ def _adjusted_mutual_information(labels: Tensor, groups: Tensor) -> Tensor:
 
 
 def _away_from_zero(x: Tensor) -> Tensor:
-    """At least one float64 epsilon from 0, the sign kept (0 counts as positive), as scikit-learn does."""
+    """Move values at least one float64 epsilon away from 0, keeping the sign (0: positive), as scikit-learn does."""
     eps = torch.finfo(torch.float64).eps
     return torch.where(x < 0, x.clamp_max(-eps), x.clamp_min(eps))
 
 
 def adjusted_mutual_information(labels: Tensor, groups: Tensor, normalizer: str = "max") -> Tensor:
-    """Adjusted mutual information of each image.
+    """Give the adjusted mutual information of each image.
 
-    1 for equal groupings, 0 on average for random ones. The published N-EM figures are normalised by
-    the larger of the two entropies ("max"); scikit-learn's default today is their "arithmetic" mean.
+    It is 1 for equal groupings, 0 on average for random ones. The published N-EM scores are normalised
+    by the larger of the two entropies ("max"); scikit-learn's default is their "arithmetic" mean.
 
     Args:
         labels: predicted labels, integers from 0, (B, H, W) or (B, N).
@@ -129,7 +129,7 @@ class AdjustedMutualInformation(MeanOverImages):
     """Mean over images of :func:`adjusted_mutual_information`.
 
     Args:
-        normalizer: "max" (the headline) or "arithmetic".
+        normalizer: "max" (the main score) or "arithmetic".
 
     Raises:
         InputError: an unknown normaliser.

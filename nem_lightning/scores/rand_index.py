@@ -8,7 +8,7 @@ from nem_lightning.scores.base import MeanOverImages, equal, scored_tables, with
 
 
 def adjusted_rand_index(labels: Tensor, groups: Tensor) -> Tensor:
-    """Adjusted Rand index of each image: agreement on pairs of pixels, 0 on average for random groupings.
+    """Give the adjusted Rand index of each image: agreement on pairs of pixels, 0 on average for random groupings.
 
     Args:
         labels: predicted labels, integers from 0, (B, H, W) or (B, N).

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.__version__ import version as lightning_version
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loops.progress import _ProcessedTracker
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
@@ -179,6 +180,7 @@ class CheckpointOnInterrupt(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
             batches = trainer.fit_loop.epoch_loop.batch_progress.current
+            assert isinstance(batches, _ProcessedTracker)
             if batches.completed < batches.processed:  # stopped between a step and the row that Lightning logs of it
                 trainer._logger_connector.update_train_step_metrics()
             trainer.save_checkpoint(self.path)

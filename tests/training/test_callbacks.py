@@ -231,7 +231,13 @@ class Rows(Logger):
         super().__init__()
         self.rows: list[tuple[int | None, dict[str, float]]] = []
 
-    name = version = "rows"
+    @property
+    def name(self) -> str:
+        return "rows"
+
+    @property
+    def version(self) -> str:
+        return "0"
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows.append((step, dict(metrics)))

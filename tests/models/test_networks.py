@@ -1,0 +1,42 @@
+"""Convolutional encoders and decoders."""
+
+import pytest
+import torch
+
+from nem_lightning.errors import InputError
+from nem_lightning.models.m_steps import RecurrentMStep
+from nem_lightning.models.networks import ConvDecoder, ConvEncoder
+
+
+@pytest.mark.parametrize(("size", "channels", "state"), [(28, [32, 64], 100), (24, [32, 64, 128], 250)])
+def test_the_published_networks(size, channels, state):
+    shape = (1, size, size)
+    encoder = ConvEncoder(shape, channels, normalize_input=size == 24)
+    decoder = ConvDecoder(shape, state, channels[::-1])
+    m_step = RecurrentMStep(shape, state, layer_norm=True, encoder=encoder, decoder=decoder)
+    residual = torch.rand(2, 3, *shape)
+    new, params = m_step(residual, torch.zeros(2, 3, state))
+    assert new.shape == (2, 3, state) and params.shape == (2, 3, *shape)
+    assert encoder(residual[:, 0]).shape == (2, 512)
+    before_convolutions = (size // 2 ** len(channels)) ** 2 * channels[-1]
+    assert any(module.out_features == before_convolutions for module in decoder if isinstance(module, torch.nn.Linear))
+    assert params.min() < 0  # the last layer is linear
+
+
+def test_the_input_is_normalised_image_by_image():
+    torch.manual_seed(0)
+    encoder = ConvEncoder((1, 8, 8), [4], 5, normalize_input=True)
+    image = torch.rand(2, 1, 8, 8)
+    assert torch.allclose(encoder(image), encoder(3 * image + 1), atol=1e-4)
+    image[1] = 0
+    assert encoder(image).isfinite().all()
+
+
+def test_bad_sizes():
+    for network in (lambda **given: ConvEncoder(**given), lambda **given: ConvDecoder(state_size=4, **given)):
+        with pytest.raises(InputError, match=r"image_shape=\[1, 26, 28\]: height and width must be multiples of 4"):
+            network(image_shape=[1, 26, 28], channels=[2, 3])
+        with pytest.raises(InputError, match="channels"):
+            network(image_shape=[1, 28, 28], channels=[])
+        with pytest.raises(InputError, match="features=0"):
+            network(image_shape=[1, 28, 28], channels=[2], features=0)

@@ -1,1 +1,1 @@
-"""How fast it is: ``python -m benchmarks.speed``."""
+"""Measures the speed: ``python -m benchmarks.speed``."""

@@ -1,4 +1,4 @@
-"""What is around the steps: start-up, Lightning, scores."""
+"""Times of everything around the training steps: start-up, Lightning, scores."""
 
 import os
 import statistics
@@ -27,7 +27,7 @@ SCORE = 0.83
 
 
 class LeaveAfterFirstStep(pl.Callback):
-    """Prints the seconds since the program was started, and ends it."""
+    """Prints the seconds since the program was started, and ends the program."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         print(f"first step after {time.time() - float(os.environ[STARTED])}", flush=True)
@@ -35,7 +35,7 @@ class LeaveAfterFirstStep(pl.Callback):
 
 
 class LeaveAtScore(pl.Callback):
-    """Prints the seconds since the program was started once validation AMI is ``SCORE``, and ends it."""
+    """Prints the seconds since the program was started once validation AMI is ``SCORE``, and ends the program."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.callback_metrics["val/ami_max"] >= SCORE:
@@ -44,9 +44,9 @@ class LeaveAtScore(pl.Callback):
 
 
 def start_up(device: torch.device, rounds: int, score: bool) -> dict[str, float]:
-    """Seconds that ``python train.py`` needs to print its help, to its first training step, and by default to a
-    validation AMI of ``SCORE``, looked at each quarter of an epoch (only if ``score``; NaN where it never gets
-    there); data is there."""
+    """Give the seconds that ``python train.py`` needs to print its help, to finish its first training step, and, only
+    if ``score``, to reach a validation AMI of ``SCORE`` with the default settings, checked each quarter of an epoch
+    (NaN if it is never reached). The data exists beforehand."""
     leave = f"+callbacks.leave._target_={__name__}"
     commands = {
         "help": ["--help"],
@@ -76,7 +76,7 @@ def _train(folder: str, *arguments: str) -> str:
 
 
 class Shapes(FramesDataModule[TensorFrames]):
-    """Shapes in memory only, as many as asked for."""
+    """``count`` images of Shapes, in memory only."""
 
     binary = True
 
@@ -105,8 +105,8 @@ class StepTimes(pl.Callback):
 
 
 def lightning(case: Case, device: torch.device, rounds: int, steps: int) -> dict[str, float]:
-    """Milliseconds of a step in ``Trainer.fit``, with logging and the default checks, and in a bare loop over the
-    same batches, in turns of ``steps`` steps; and their ratio, the median over rounds."""
+    """Give the milliseconds of a step in ``Trainer.fit``, with logging and the default checks, and in a bare loop over
+    the same batches, in turns of ``steps`` steps; and their ratio, the median over rounds."""
     fit, bare = [], []
     data = Shapes(case.batch * steps, case)
     data.setup("fit")
@@ -149,7 +149,7 @@ def _bare_loop(module, data: Shapes, device: torch.device) -> list[float]:
 
 
 def scores(device: torch.device, images: int, rounds: int) -> dict[str, float]:
-    """Adjusted mutual information, of images a second: ours in batches of 64 against scikit-learn's.
+    """Give the images per second of adjusted mutual information: ours in batches of 64, and scikit-learn's.
 
     Raises:
         RuntimeError: they differ by more than 1e-9.
@@ -182,7 +182,7 @@ def scores(device: torch.device, images: int, rounds: int) -> dict[str, float]:
 
 
 def evaluation(case: Case, device: torch.device, images: int) -> float:
-    """Seconds of ``Trainer.test``: the loop, and every score after every step, on so many images."""
+    """Give the seconds of ``Trainer.test`` on ``images`` images: the loop, and every score after every step."""
     data, module = Shapes(images, case), our_module(case)
     data.setup("test")
     trainer = pl.Trainer(

@@ -1,4 +1,4 @@
-"""What the time of a training step goes into, operation by operation."""
+"""The time of a training step, by kind of operation."""
 
 import os
 import statistics
@@ -18,10 +18,10 @@ KINDS = {
 
 
 def of_a_training_step(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
-    """Milliseconds in matrix products, in random numbers, in Adam, in all other operations (elementwise, sums, layer
-    normalisation, copies), and between operations: what is left of a step that is not profiled. That is rather too
-    little, as profiling takes time of its own. On a CPU."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says when it starts and stops, else
+    """Give the milliseconds in matmuls, random numbers, Adam, all other operations (elementwise, sums, layer
+    normalisation, copies), and between operations: the rest of a step that is not profiled. The rest is too small,
+    because profiling itself takes time. On a CPU only."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it logs its start and stop
     step = steps.functions(case, device, training=True, compiled=False)["ours"]
     whole = statistics.median(timing.in_turns({"ours": step}, rounds, device)["ours"])
     with profile(activities=[ProfilerActivity.CPU]) as found:

@@ -1,4 +1,4 @@
-"""What we measure against: a plain loop, as one would write it, and its matrix products alone.
+"""The references to compare with: a plain loop without optimisations, and its matmuls alone.
 
 Shapes: B images, K components, N pixels, D units, T steps.
 """
@@ -53,7 +53,7 @@ MODELS: dict[str, type[PlainModel]] = {"rnn_em": PlainRNNEM, "nem": PlainNEM}
 def em_step(
     model: PlainModel, x: Tensor, noisy: Tensor, theta: Tensor, mu: Tensor, gamma: Tensor
 ) -> tuple[Tensor, ...]:
-    """One EM step and its loss. x, noisy: (B, 1, N); theta: (B, K, D); mu, gamma: (B, K, N)."""
+    """Compute one EM step and its loss. x, noisy: (B, 1, N); theta: (B, K, D); mu, gamma: (B, K, N)."""
     theta, logits = model.m_step(gamma * (noisy - mu), theta)
     log_p = x * logits - F.softplus(logits)
     gamma = torch.softmax(torch.log(log_p.exp() + 1e-6), 1)
@@ -62,7 +62,7 @@ def em_step(
 
 
 def run(model: PlainModel, x: Tensor, noisy: Tensor, components: int, steps: int, step: Callable = em_step) -> Tensor:
-    """The loss, mean over all steps. x, noisy: (B, 1, N)."""
+    """Compute the loss, the mean over all steps. x, noisy: (B, 1, N)."""
     theta = model.start((len(x), components))
     gamma = torch.rand(len(x), components, x.shape[2], device=x.device)
     gamma = gamma / gamma.sum(1, keepdim=True)
@@ -76,11 +76,10 @@ def run(model: PlainModel, x: Tensor, noisy: Tensor, components: int, steps: int
 
 
 class Products:
-    """The matrix products of training on a batch, and nothing else. ``forward`` alone is those of evaluation.
+    """The matmuls of training on a batch, and nothing else. ``forward`` alone has those of evaluation.
 
-    None is there in vain: theta is 0 before the first step, and no gradient of it or of the first residual is needed.
-
-    They read and write memory of their own for each step, as in the real thing, allocated beforehand.
+    Unnecessary matmuls are left out: theta is 0 before the first step, and its gradient and that of the first residual
+    are not needed. Each step has its own buffers, as in real training, allocated beforehand.
     """
 
     def __init__(self, name: str, rows: int, pixels: int, units: int, steps: int, device: torch.device) -> None:
@@ -102,7 +101,7 @@ class Products:
             torch.mm(self.state[t], self.decoder.T, out=self.logits[t])
 
     def backward(self, at_once: bool) -> None:
-        """``at_once``: one weight-gradient product for all steps; else each step has its own."""
+        """Run the backward matmuls. ``at_once``: one weight-gradient matmul for all steps, else one for each step."""
         for t in reversed(range(len(self.theta))):
             torch.mm(self.d_logits[t], self.decoder, out=self.d_state[t])
             if t:

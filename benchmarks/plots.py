@@ -1,4 +1,4 @@
-"""How a training step grows."""
+"""Plots of the growth of a training step's time and memory."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ LABELS = {
 
 
 def save(growth: dict[str, list[dict[str, float]]], folder: Path) -> None:
-    """``growth.png``: time above, memory below, one column for each number that grows."""
+    """Write ``growth.png``: time above, memory below, one column for each number that grows."""
     figure = Figure(figsize=(3.4 * len(growth), 6), layout="constrained")
     axes = figure.subplots(2, len(growth), squeeze=False, sharex="col")
     for column, (name, rows) in enumerate(growth.items()):

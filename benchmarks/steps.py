@@ -1,4 +1,4 @@
-"""Training steps and evaluation of a batch: ours, a plain loop, and the matrix products alone."""
+"""Training steps and evaluation of a batch: ours, a plain loop, and the matmuls alone."""
 
 import functools
 import multiprocessing
@@ -23,7 +23,7 @@ CONF = Path(__file__).parent.parent / "conf"
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: a model of conf/model on Shapes of this size."""
+    """The case to measure: a model of conf/model on Shapes of this size."""
 
     model: str = "rnn_em"
     batch: int = 64
@@ -33,7 +33,7 @@ class Case:
 
 
 def our_module(case: Case) -> GroupingModule:
-    """As ``train.py`` builds it, but doing what the plain loop does: one start from noise, gradients through gamma."""
+    """Build our module like ``train.py``, but as the plain loop: one start from noise, gradients through gamma."""
     overrides = [f"model={case.model}", f"data.size={case.size}"]
     overrides += ["model.init=noise", "model.num_starts=1", "model.differentiate_responsibilities=true"]
     overrides += ["model.corruption.prob=0.1"]
@@ -46,13 +46,13 @@ def our_module(case: Case) -> GroupingModule:
 
 
 def em_of(module: GroupingModule) -> NeuralEM:
-    """The model of :func:`our_module`."""
+    """Give the model of :func:`our_module`."""
     assert isinstance(module.model, NeuralEM)
     return module.model
 
 
 def _compile(module: GroupingModule) -> None:
-    """One step and its loss are compiled, not the whole unroll, which would recompile for each T."""
+    """Compile one step and its loss, not the whole unroll, which would recompile for each T."""
     model = em_of(module)
     model.step = torch.compile(model.step)
     model.loss.of_step = torch.compile(model.loss.of_step)
@@ -83,8 +83,8 @@ def _our_training_step(module: GroupingModule, frames: torch.Tensor) -> Callable
 
 
 def functions(case: Case, device: torch.device, training: bool, compiled: bool) -> dict[str, Callable[[], object]]:
-    """What to time, by name; each call handles a batch. ``products`` is the floor: one weight-gradient product
-    for all steps."""
+    """Give the functions to time, by name; each call processes a batch. ``products`` is the floor: one weight-gradient
+    matmul for all steps."""
     torch.manual_seed(0)
     frames = _frames(case, device)
     flat = frames.flatten(2)
@@ -128,14 +128,14 @@ def _without_gradients(function: Callable[[], object]) -> object:
 
 
 def measure(case: Case, device: torch.device, rounds: int, training: bool, compiled: bool) -> dict:
-    """Examples a second of each function, and the share of the floor."""
+    """Give the examples per second of each function, and its share of the floor's speed."""
     times = timing.in_turns(functions(case, device, training, compiled), rounds, device)
     return timing.summary(times, case.batch, "products")
 
 
 def peak_memory(case: Case, device: torch.device, threads: int) -> float:
-    """MiB that three training steps take beyond what the program and PyTorch do, in a process of its own. On a CPU
-    it is read from Linux."""
+    """Give the MiB that three training steps take beyond the program and PyTorch, measured in a new process; on a CPU,
+    read from Linux's /proc."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_memory, (case, device, threads))
 
@@ -147,7 +147,7 @@ def _peak_memory(case: Case, device: torch.device, threads: int) -> float:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _resident("VmRSS")
     for _ in range(3):
         step()
@@ -156,6 +156,6 @@ def _peak_memory(case: Case, device: torch.device, threads: int) -> float:
 
 
 def _resident(which: str) -> int:
-    """Bytes: VmRSS now, VmHWM at most so far."""
+    """Give the resident memory in bytes: VmRSS is now, VmHWM the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))

@@ -1,8 +1,8 @@
-"""How much of a training step's speed is left beside another process.
+"""The speed of a training step beside another process.
 
-A CPU build of PyTorch for Linux comes with GNU OpenMP, whose threads spin while they wait for each other. Where another
-process takes a core, they spin for one that cannot run. ``GOMP_SPINCOUNT``, so many turns before a thread sleeps
-instead, is read as PyTorch is imported: hence a process for each setting.
+A CPU build of PyTorch for Linux comes with GNU OpenMP, whose threads spin while they wait for each other. If another
+process takes a core, they spin for a thread that cannot run. ``GOMP_SPINCOUNT`` is the number of turns before a thread
+sleeps instead. It is read when PyTorch is imported, so each setting has its own process.
 """
 
 import json
@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import torch  # before ours, which might set what it reads
+import torch  # before our modules, which may set variables that it reads
 
 from benchmarks import steps
 from benchmarks.steps import Case
@@ -30,9 +30,8 @@ OF_USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_CPU_AFFI
 def beside_a_busy_process(
     case: Case, rounds: int, seconds: float, setting: Mapping[str, str] = SETTING
 ) -> dict[str, dict[str, float]]:
-    """Examples a second of our training step, ``alone`` and beside a ``busy`` process that never rests, as PyTorch
-    comes (``default``) and with the setting (``set``): medians over rounds, each of so many seconds for each, in
-    turns."""
+    """Give the examples per second of our training step, ``alone`` and beside a ``busy`` process that never rests, with
+    PyTorch's ``default`` and with the setting ``set``: medians over rounds. In a round, each case takes ``seconds``."""
     found = {name: {"alone": [], "busy": []} for name in ("default", "set")}
     command = [sys.executable, "-m", "benchmarks.threads", json.dumps(asdict(case)), str(torch.get_num_threads())]
     plain = {name: value for name, value in os.environ.items() if name not in OF_USERS}
@@ -73,7 +72,7 @@ def _line_of(process: subprocess.Popen[str]) -> str:
 
 
 def _answer(case: Case, threads: int) -> None:
-    """Trains for as many seconds as each line says that comes in, and writes examples a second."""
+    """Read seconds from each input line, train for so long, and print the examples per second."""
     torch.set_num_threads(threads)
     step = steps.functions(case, torch.device("cpu"), training=True, compiled=False)["ours"]
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Fair times on a busy machine: everything in turns, in one process."""
+"""Fair times on a busy machine: all functions in turns, in one process."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ Times = dict[str, list[float]]
 
 
 def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Times:
-    """Seconds of each call: every function once a round."""
+    """Give the seconds of each call; a round calls every function once."""
     times: Times = {name: [] for name in functions}
     for index in range(-2, rounds):
         for name, function in functions.items():
@@ -24,8 +24,8 @@ def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int, device:
 
 
 def summary(times: Times, count: int, reference: str) -> dict[str, dict[str, float]]:
-    """Of each: items a second (``count`` a call), by the median; and how fast that is, the reference being 1, by
-    the median of the ratios within a round."""
+    """Give for each function the median of items per second (``count`` a call), and the speed relative to the
+    reference: the median of the ratios within a round."""
     return {
         name: {
             "per_second": count / statistics.median(seconds),

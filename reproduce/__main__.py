@@ -27,7 +27,7 @@ from reproduce.rows import GROUPS, ROOT, ROWS, SEEDS, Row, parse_seeds, select, 
 
 
 def main() -> None:
-    """Read the command line, and do what it asks for."""
+    """Read the command line, and run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,10 +52,10 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Do what was asked for. Gives the exit status: 1 if a run failed, or a score is not the shipped one.
+    """Run the command, and give the exit status: 1 if a run failed, or a score differs from the shipped one.
 
     Raises:
-        InputError: an argument that cannot be used; before anything is trained.
+        InputError: an argument that cannot be used; raised before anything is trained.
     """
     rows, seeds, extra = select(arguments.rows), parse_seeds(arguments.seeds), tuple(arguments.overrides)
     failed = False
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     require_count("--images", 1 if arguments.images is None else arguments.images)
     trained = [row for row in rows if row.overrides]
     for row in trained if arguments.command in ("all", "train", "score") else ():
-        settings(row, extra)  # what does not fit is said before anything is trained
+        settings(row, extra)  # raises before anything is trained
     if arguments.command in ("all", "train"):
         failed = not all([train(row, seeds, arguments.runs, arguments.jobs, extra, console) for row in trained])
     if arguments.command in ("all", "score"):
@@ -86,13 +86,13 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def train(row: Row, seeds: list[int], runs: Path, jobs: int, extra: tuple[str, ...], console: Console) -> bool:
-    """Train a row with each seed: a sweep of ``train.py``, which goes on with what was stopped.
+    """Train a row with each seed: a sweep of ``train.py``, which resumes stopped runs.
 
     Returns:
         Whether all its runs are finished.
 
     Raises:
-        KeyboardInterrupt: it was stopped.
+        KeyboardInterrupt: the sweep was stopped.
     """
     words = ["-m", *row.overrides, f"seed={','.join(map(str, seeds))}", *extra]
     words += [f"hydra.sweep.dir={runs / row.name}", "logger=csv"]
@@ -106,10 +106,10 @@ def train(row: Row, seeds: list[int], runs: Path, jobs: int, extra: tuple[str, .
     with subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *words], env={**os.environ, "OMP_NUM_THREADS": threads}
     ) as sweep:
-        signal.signal(signal.SIGTERM, lambda *_: sweep.terminate())  # it saves, and stops
+        signal.signal(signal.SIGTERM, lambda *_: sweep.terminate())  # train.py saves, and stops
         try:
             status = sweep.wait()
-        except KeyboardInterrupt:  # Ctrl-C is for it as well: it saves, and stops
+        except KeyboardInterrupt:  # Ctrl-C also reaches train.py, which saves, and stops
             sweep.wait()
             raise
         finally:
@@ -120,7 +120,7 @@ def train(row: Row, seeds: list[int], runs: Path, jobs: int, extra: tuple[str, .
 
 
 def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, console: Console) -> bool:
-    """Score the baselines, and the finished runs of the others. Gives whether all could be scored."""
+    """Score the baselines, and the finished runs of the other rows. Say whether all could be scored."""
     from reproduce.evaluation import Evaluator, Run
 
     def say(line: str) -> None:
@@ -141,7 +141,7 @@ def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, cons
 
 
 def shapes():
-    """Give the published set of Shapes, generated if it is not there yet."""
+    """Give the published set of Shapes, generated if the file does not exist yet."""
     from nem_lightning.datamodules import ShapesDataModule
 
     data = ShapesDataModule(os.environ.get("NEM_DATA_DIR", "data"))

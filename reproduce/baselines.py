@@ -1,4 +1,4 @@
-"""Groupings that cost nothing: what a trained model has to beat."""
+"""Groupings without learning, which a trained model has to beat."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Label = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 STARTS: Any = 10
-"""Of k-means; scikit-learn's own type is too narrow."""
+"""Starts of k-means; ``Any``, because scikit-learn's type hint is too narrow."""
 
 
 class Baseline(GroupingModel):
@@ -48,9 +48,9 @@ class Baseline(GroupingModel):
         num_starts: int,
         generator: torch.Generator | None,
     ) -> Iterator[Grouping]:
-        """Yield the labels as responsibilities of 0 and 1, (B, K, 1, H, W); K may be another than asked for."""
+        """Yield the labels as responsibilities of 0 and 1, (B, K, 1, H, W); K may differ from ``num_components``."""
         images = frames[:, 0].permute(0, 2, 3, 1).double().cpu().numpy()
-        with threadpool_limits(1), warnings.catch_warnings():  # few points: threads only wait
+        with threadpool_limits(1), warnings.catch_warnings():  # few points: more threads only wait for each other
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than K: fewer labels
             labels = np.stack([self.label(image, num_components, self.seed) for image in images])
         one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels).long())  # (B, H, W, K)
@@ -68,7 +68,7 @@ def kmeans(image: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def gmm(image: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Cluster them by a Gaussian mixture with full covariances; else as :func:`kmeans`."""
+    """Cluster like :func:`kmeans`, but by a Gaussian mixture with full covariances."""
     return _of_positions(image, k, lambda xy, k: GaussianMixture(k, random_state=seed).fit_predict(xy))
 
 
@@ -78,9 +78,9 @@ def components(image: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def chance(image: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Draw one of K for each pixel, uniformly."""
+    """Draw one of K labels for each pixel, uniformly."""
     pixels = np.packbits(image[..., 0].astype(bool)).tolist()
-    rng = np.random.default_rng([seed, *pixels])  # other draws for another image
+    rng = np.random.default_rng([seed, *pixels])  # each image has its own draws
     return rng.integers(k, size=image.shape[:2])
 
 

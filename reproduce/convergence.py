@@ -1,4 +1,4 @@
-"""Whether EM climbs: the log likelihood and Q, step by step."""
+"""Whether EM increases the log likelihood and Q, step by step."""
 
 import copy
 from itertools import pairwise
@@ -15,13 +15,13 @@ from reproduce.scoring import batches
 
 STEPS = 20
 SMALL_STEP_SIZES = (0.1, 0.01)
-"""eta of N-EM with which it is a true generalised EM: so small that no gradient step overshoots."""
+"""Step sizes eta with which N-EM is a true generalised EM: so small that no gradient step overshoots."""
 
 
 def q(em: NeuralEM, image: Tensor, responsibilities: Tensor, params: Tensor) -> Tensor:
     """Give Q, the expected complete-data log likelihood: sum_nk gamma_nk log P(x_n | mu_kn), in nats.
 
-    What an M-step is to raise; gamma is that of the step before it. The constant log pi is left out.
+    The M-step should increase Q; gamma is from the step before. The constant log pi is left out.
 
     (B, C, H, W), (B, K, 1, H, W), (B, K, C, H, W) -> (B,).
     """
@@ -32,7 +32,7 @@ def q(em: NeuralEM, image: Tensor, responsibilities: Tensor, params: Tensor) -> 
 def follow(
     em: NeuralEM, frames: Tensor, num_steps: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Give the log likelihood after each step, and Q of its M-step: gamma from before it, mu from after it.
+    """Give the log likelihood after each step, and Q with gamma from before its M-step and mu from after it.
 
     Args:
         em: the model; it starts once.
@@ -52,7 +52,7 @@ def follow(
 
 
 def fell(log_likelihood: Tensor) -> Tensor:
-    """Say where the log likelihood is lower than a step before, by more than rounding: (T, B) -> (T - 1, B) boolean."""
+    """Say after which steps the log likelihood fell, by more than rounding: (T, B) -> (T - 1, B) boolean."""
     slack = 1e-9 * log_likelihood[:-1].abs()
     return log_likelihood.diff(dim=0) < -slack
 
@@ -67,10 +67,10 @@ def with_small_steps(em: NeuralEM, step_size: float) -> NeuralEM:
 
 
 def curves(module: GroupingModule, data: TensorFrames) -> list[dict[str, Any]]:
-    """Give means over images of what :func:`follow` gives, in float64; of N-EM also with small step sizes.
+    """Give means over images of the results of :func:`follow`, in float64; for N-EM also with small step sizes.
 
-    Of each variant and step: ``log_likelihood``, ``q``, and ``fell``, the share of images whose log likelihood is lower
-    than a step before (None after the first). ``step_size`` is None for RNN-EM.
+    There is an entry for each variant and step: ``log_likelihood``, ``q``, and ``fell``, the share of images whose log
+    likelihood fell (None for the first step). ``step_size`` is None for RNN-EM.
     """
     em = copy.deepcopy(module.model).double().eval()
     assert isinstance(em, NeuralEM)

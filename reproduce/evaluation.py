@@ -32,9 +32,9 @@ OTHER_K = (2, 3, 4, 5, 6)
 OTHER_COUNTS = (2, 3, 4, 5)
 """Objects in an image."""
 FEW = 1000
-"""How many images other K, other numbers of objects and convergence are looked at on, at most."""
+"""Most images to use for other K, other numbers of objects, and convergence."""
 OTHER_COUNTS_SEED = 1000
-"""What the images with other numbers of objects are generated from: no seed of a data set here."""
+"""Seed of the images with other numbers of objects; no data set here uses it."""
 SEEDS_OF_A_RUN = ("seed", "*.seed")
 KEPT = ("model.", "module.", "optimizer.", "data.", "trainer.limit_")
 """The settings that are kept with the scores, by the start of their names."""
@@ -42,7 +42,7 @@ KEPT = ("model.", "module.", "optimizer.", "data.", "trainer.limit_")
 
 @dataclass(frozen=True)
 class Run:
-    """A run of ``train.py`` that a row asks for with a seed."""
+    """The run of ``train.py`` for a row and a seed."""
 
     row: Row
     seed: int
@@ -61,10 +61,10 @@ class Run:
         return self.folder / "checkpoints" / "best.ckpt"
 
     def facts(self) -> dict[str, Any]:
-        """Say how it was trained: command, epochs, why it stopped, seconds, settings.
+        """Say how the run was trained: command, epochs, why it stopped, seconds, settings.
 
         Raises:
-            InputError: it is not finished, or its settings are not those that the row asks for.
+            InputError: the run is not finished, or its settings are not those of the row.
         """
         scores = RunFolder(self.folder).scores()
         if scores is None or not self.best_checkpoint.is_file():
@@ -95,9 +95,9 @@ class Evaluator:
     results: Path
     """The folder of ``rows/`` and ``pictures/``."""
     count: int | None
-    """How many images of each split, the first; None for all."""
+    """Score only the first so many images of each split; None for all."""
     say: Callable[[str], None]
-    """Told of what is going on, a line at a time."""
+    """Prints a line about the progress."""
     images: dict[str, TensorFrames] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,12 +105,12 @@ class Evaluator:
         self.scores = scoring.scores_by_image()
 
     def baseline(self, row: Row) -> None:
-        """Score a baseline, unless that was done."""
+        """Score a baseline, unless it was scored before."""
         module = GroupingModule(baselines.model(row.name, self.data.image_shape))
         self._score(row, 0, module, {"fingerprint": row.name})
 
     def run(self, run: Run) -> None:
-        """Score a finished run's best checkpoint, unless that was done.
+        """Score a finished run's best checkpoint, unless it was scored before.
 
         Raises:
             InputError: as :meth:`Run.facts`, or the scores would replace those of more images or epochs.
@@ -176,7 +176,7 @@ class Evaluator:
 
 
 def machine() -> dict[str, str | int]:
-    """Say what this machine is. Score rows where they were trained, as their seconds are its."""
+    """Describe this machine. Score rows on the machine that trained them: it is named beside their seconds."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""The figures of ``results/``, from the lines of the CSV files beside them. Bands are one sample standard deviation."""
+"""The figures of ``results/``, from the CSV files next to them. Bands are one sample standard deviation."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Lines = Sequence[dict[str, Any]]
 
 
 def em_steps(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
-    """Draw a score against T: of models tested at T, and of models trained at T. NaN: no k-means."""
+    """Draw a score against T: of models tested at T, and of models trained at T. NaN for ``kmeans`` leaves it out."""
     figure, (axes,) = _figure(1)
     for (row, name), points in _by(lines, "row", "title").items():
         trained_at_t = row == "steps_T"
@@ -39,7 +39,7 @@ def other_k(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
 
 
 def convergence(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
-    """Draw the log likelihood and Q by step, a column for each row and variant; nothing else."""
+    """Draw the log likelihood and Q by step, a column for each row and variant; other arguments are unused."""
     panels = _by(lines, "title", "variant")
     figure, all_axes = _figure(len(panels))
     for axes, ((name, variant), points) in zip(all_axes, panels.items(), strict=True):
@@ -78,4 +78,4 @@ def _finish(axes: Axes, x: str, y: str, kmeans: float = np.nan) -> None:
     axes.set(xlabel=x, ylabel=y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # below, where no line is
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # below the axes, so that it hides no line

@@ -1,4 +1,4 @@
-"""The rows of the results: what each is called, and what ``train.py`` trains for it."""
+"""The rows of the results: names, titles, and settings of ``train.py``."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from nem_lightning.errors import InputError, require
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2, 3, 4)
 STEPS = (1, 2, 3, 5, 7, 10, 15, 20)
-"""T: of the rows ``steps_T<T>`` (10 is ``rnn_em`` itself), and of the tests of rows that are looked at in detail."""
+"""T of the rows ``steps_T<T>`` (10 is ``rnn_em`` itself), and of the tests of rows that are ``in_detail``."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def parse_seeds(text: str) -> list[int]:
 
 @functools.cache
 def settings(row: Row, extra: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Give what ``train.py`` composes for a row, plain values; the run's folder is made up.
+    """Compose the settings of ``train.py`` for a row, as plain values; the run's folder is a placeholder.
 
     Args:
-        row: a trained one.
+        row: a trained row.
         extra: further overrides.
 
     Raises:
@@ -112,7 +112,7 @@ def settings(row: Row, extra: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def row_path(results: Path, row: str, seed: int) -> Path:
-    """Say where the scores of a row with a seed are."""
+    """Give the path of the scores of a row with a seed."""
     return results / "rows" / f"{row}_seed{seed}.json"
 
 
@@ -120,7 +120,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read the scores of a row with a seed.
 
     Raises:
-        InputError: no such file, or not one of a row.
+        InputError: the file does not exist, or does not hold the scores of a row.
     """
     try:
         found = json.loads(path.read_text())

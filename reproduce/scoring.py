@@ -1,4 +1,4 @@
-"""The scores of whatever groups pixels, image by image."""
+"""The scores of grouping models, image by image."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
@@ -16,7 +16,7 @@ from nem_lightning.training.module import GroupingModule
 from reproduce.rows import ROWS, settings
 
 BATCH = 64
-"""Images in a batch: that of ``evaluate.py``, whose random numbers are drawn by batch."""
+"""Images in a batch, as in ``evaluate.py``, which draws random numbers batch by batch."""
 
 
 def scores_by_image() -> dict[str, Score]:
@@ -26,12 +26,12 @@ def scores_by_image() -> dict[str, Score]:
 
 
 def first(data: TensorFrames, count: int | None) -> TensorFrames:
-    """Give the first so many images; all of them if ``count`` is None."""
+    """Give the first ``count`` images; all if it is None."""
     return TensorFrames(data.frames[:count], data.groups[:count], data.scale)
 
 
 def batches(data: TensorFrames) -> Iterator[Batch]:
-    """Give batches in the order and of the size that ``evaluate.py`` has."""
+    """Give batches in the order and size of ``evaluate.py``."""
     for start in range(0, len(data), BATCH):
         yield data.__getitems__(list(range(start, min(start + BATCH, len(data)))))
 
@@ -46,14 +46,14 @@ def by_image(
 ) -> dict[int, dict[str, Tensor]]:
     """Score each image after some steps, with the random numbers that ``evaluate.py`` draws.
 
-    A model of several starts chooses among them by its last step, so it is run once for each number of steps; one of
-    a single start is run once, for the largest.
+    A model with several starts chooses among them by its last step, so it is run once for each number of steps. A
+    model with one start is run once, for the largest number.
 
     Args:
-        module: draws by its own seed. It is on the CPU, on which the draws are the same on every machine.
+        module: draws by its own seed. It is on the CPU, because CPU draws are the same on every machine.
         data: images and their true groups.
         scores: by name, with a method ``by_image``.
-        steps: after which; the last alone by default.
+        steps: the steps after which to score; only the last by default.
         num_components: K; the model's own by default.
 
     Returns:
@@ -86,15 +86,14 @@ def _of_batch(known: Mapping[str, Tensor | None], score: Any) -> Tensor:
 
 
 def overlap(data: TensorFrames) -> Tensor:
-    """Say in which images objects overlap, (N,) boolean: a bright pixel is of no single object."""
+    """Say in which images objects overlap, (N,) boolean: those with a bright pixel of group 0."""
     return ((data.frames[:, 0] > 0).any(1) & (data.groups[:, 0] == 0)).flatten(1).any(1)
 
 
 def means(values: Mapping[str, Tensor], data: TensorFrames) -> dict[str, dict[str, float | int | None]]:
     """Give the means over all images, over those with overlap, and over those without: plain numbers.
 
-    ``images`` is how many images there are, ``scored`` how many of them have a pixel that is scored; a mean over none
-    is None.
+    ``images`` counts the images, ``scored`` those with a scored pixel; a mean over no image is None.
     """
     has_overlap = overlap(data)
     subsets = {"all": torch.ones_like(has_overlap), "overlap": has_overlap, "no_overlap": ~has_overlap}

@@ -21,12 +21,12 @@ from reproduce import scoring
 from reproduce.rows import Row, read, row_path
 
 COMPACT = "compact.ckpt"
-"""Beside a run's ``best.ckpt``: what is scored, and shipped."""
+"""File next to a run's ``best.ckpt`` that is scored and shipped."""
 MOST_BYTES = 2_000_000
 DTYPES = (torch.float32, torch.float16)
-"""The first in which the weights are small enough is taken."""
+"""The first type in which the weights are small enough is used."""
 TOLERANCE = 1e-3
-"""How far a score may be from the shipped one."""
+"""Largest allowed difference of a score from the shipped one."""
 
 
 def compact(path: Path, target: Path) -> str:
@@ -34,13 +34,13 @@ def compact(path: Path, target: Path) -> str:
 
     Args:
         path: the checkpoint.
-        target: where it goes; not touched if something is wrong.
+        target: the new file; not written if an error is raised.
 
     Returns:
-        In what precision the weights are: "float32", or "float16" if they would be more than 2 MB.
+        The precision of the weights: "float32", or "float16" if they would be more than 2 MB.
 
     Raises:
-        InputError: not a checkpoint, too large even in float16, or the model's settings name a place in a file system.
+        InputError: not a checkpoint, too large even in float16, or the model's settings name a path.
     """
     saved = checkpoints.read(path)
     config = {name: saved[checkpoints.KEY][name] for name in ("model", "module")}
@@ -48,7 +48,7 @@ def compact(path: Path, target: Path) -> str:
         require(not {"/", "\\"} & {*str(value)}, f"{path}: {name}={value}: names a place; cannot be shipped")
     size = 0
     for dtype in DTYPES:
-        contents = io.BytesIO()  # a file would write its own name into itself
+        contents = io.BytesIO()  # in memory, because torch.save stores a file's name in the file
         rounded = {name: value.to(dtype).clone() for name, value in saved["state_dict"].items()}
         torch.save({checkpoints.KEY: config, "state_dict": rounded}, contents)
         size = contents.tell()
@@ -91,10 +91,10 @@ def evaluate(images: TensorFrames, scores: Mapping[str, Score], results: Path, c
     """Score every shipped checkpoint on the test images again, and print its scores beside those of the table.
 
     Returns:
-        Whether all are the same, but for ``TOLERANCE``.
+        Whether no score differs by more than ``TOLERANCE``.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no checkpoint.
     """
     paths = sorted((results / "checkpoints").glob("*.ckpt"))
     require(bool(paths), f"{results / 'checkpoints'}: no checkpoints in it; python -m reproduce ship puts them there")

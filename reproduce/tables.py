@@ -34,7 +34,7 @@ def read_rows(results: Path) -> Rows:
     """Read the scores of each row, in the order of the table.
 
     Raises:
-        InputError: there are none, one cannot be read, or the seeds of a row were trained with different settings.
+        InputError: there are no scores, one cannot be read, or the seeds of a row were trained with different settings.
     """
     paths = sorted((results / "rows").glob("*.json"))
     require(bool(paths), f"{results / 'rows'}: no scores in it; python -m reproduce score writes them")
@@ -53,7 +53,7 @@ def read_rows(results: Path) -> Rows:
 
 
 def headings(rows: Rows) -> dict[str, Heading]:
-    """Give the headings of all scores, by name; the headline first."""
+    """Give the headings of all scores, by name; the main score first."""
     return {name: Heading(*of) for found in rows.values() for row in found for name, of in row["headings"].items()}
 
 
@@ -61,7 +61,7 @@ def write(results: Path) -> dict[str, Path]:
     """Write all tables and figures for which there are scores.
 
     Returns:
-        What each is, and its path.
+        The path of each file, by what it is.
     """
     rows = read_rows(results)
     scores = headings(rows)
@@ -90,7 +90,7 @@ def write(results: Path) -> dict[str, Path]:
 
 
 def spread(values: Iterable[float | None]) -> Spread:
-    """Give mean and sample standard deviation of those that are not None."""
+    """Give mean and sample standard deviation of the values that are not None."""
     return Spread.of([value for value in values if value is not None])
 
 
@@ -101,8 +101,8 @@ def lines_of(
 
     Args:
         rows: the scores.
-        entries: gives what is measured of one seed, an entry for each value of ``keys``, with ``images``.
-        keys: what tells the entries of a seed apart, such as ``steps``.
+        entries: gives the measurements of one seed: an entry with ``images`` for each value of ``keys``.
+        keys: names that tell the entries of a seed apart, such as ``steps``.
         names: of the numbers.
     """
     lines = []
@@ -220,7 +220,7 @@ def markdown(rows: Rows, table: Sequence[Line]) -> str:
 
 
 def text(line: Mapping[str, Any], name: str, form: str) -> str:
-    """Give ``mean ± deviation``, of a format."""
+    """Format ``mean ± deviation``."""
     mean, deviation = line[f"{name}_mean"], line[f"{name}_std"]
     if mean != mean:
         return "-"

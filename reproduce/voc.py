@@ -1,4 +1,4 @@
-"""What RNN-EM finds in Pascal VOC, beside groupings that need no learning, and whether it groups by colour.
+"""Compare RNN-EM on Pascal VOC with groupings that need no learning, and test whether it groups by colour.
 
     python -m reproduce.voc --checkpoint outputs/<run>/checkpoints/best.ckpt      # several: one for each seed
 
@@ -53,11 +53,11 @@ def main() -> None:
 
 
 def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path, console: Console) -> None:
-    """Score, print, write.
+    """Score, print and write the results.
 
     Raises:
-        InputError: before anything is scored: a devkit or a checkpoint that cannot be used, checkpoints that differ
-            in K, T or resolution, or a folder that cannot be made.
+        InputError: a devkit or a checkpoint that cannot be used, checkpoints that differ in K, T or resolution, or a
+            folder that cannot be made; raised before anything is scored.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
 
 
 def describe(path: Path, module: GroupingModule) -> dict[str, Any]:
-    """Say which checkpoint it is, and how long it was trained."""
+    """Say which checkpoint this is, and how long it was trained."""
     saved = checkpoints.read(path)
     name = "/".join(path.parts[-3:])  # the run's folder, checkpoints, the file
     return {"file": name, "epochs": saved["epoch"] + 1, "updates": saved["global_step"], "seed": module.seed}
@@ -123,9 +123,9 @@ def labels_of(module: GroupingModule, data: VOCDataModule, split: str, title: st
 
 
 def measured(groupings: dict[str, list[Tensor]], pixels: Tensor, masks: dict[str, Tensor]) -> dict[str, Any]:
-    """Give what is measured of each method's runs: its scores, and how far it agrees with others and the truth.
+    """Measure each method's runs: scores, and agreement with other methods and the truth.
 
-    The others are the first runs of ``REFERENCES``. The true classes have a share of colour variance, too.
+    The other methods are the first runs of ``REFERENCES``. The colour score is also given for the true classes.
     """
     references = {name: groupings[name][0] for name in REFERENCES}
     references |= {f"true {kind} masks": masks[kind] for kind in KINDS}

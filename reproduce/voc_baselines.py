@@ -1,7 +1,7 @@
-"""Ways to part an image into K segments without learning.
+"""Ways to split an image into K segments without learning.
 
-Each takes an image (H, W, 3) in [0, 1], K and a seed, and gives labels (H, W), integers 0 to K - 1 at most. Those
-without a random draw ignore the seed. Colours are RGB as they come, as in RNN-EM's likelihood.
+Each takes an image (H, W, 3) in [0, 1], K and a seed, and gives labels (H, W), integers 0 to K - 1 at most. Functions
+that draw nothing ignore the seed. Colours are unconverted RGB, as in RNN-EM's likelihood.
 """
 
 import functools
@@ -17,18 +17,18 @@ from reproduce.baselines import STARTS, Label
 
 
 def colour_k_means(image: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """K-means on the colours of the pixels: the best of ten starts."""
+    """Cluster pixels by k-means on their colours: the best of ten starts."""
     return _k_means(image, k, seed)
 
 
 def position_colour_k_means(image: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """K-means on (red, green, blue, row, column): colours in [0, 1] and coordinates from 0 to 1 across the image,
-    all weighted alike."""
+    """Cluster pixels by k-means on (red, green, blue, row, column): colours in [0, 1] and coordinates from 0 to 1
+    across the image, all with equal weight."""
     return _k_means(np.concatenate([image, _positions(*image.shape[:2])], axis=2), k, seed)
 
 
 def slic(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """About 100 SLIC superpixels, merged to K.
+    """Merge about 100 SLIC superpixels to K segments.
 
     Source: Achanta et al. 2012, as in scikit-image with its compactness 10, in CIELAB.
     """
@@ -36,7 +36,7 @@ def slic(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
 
 
 def felzenszwalb(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """The segments of Felzenszwalb and Huttenlocher, merged to K; fewer than K where it finds fewer.
+    """Merge the segments of Felzenszwalb and Huttenlocher to K; fewer if their method finds fewer.
 
     Source: Felzenszwalb and Huttenlocher 2004, as in scikit-image with scale 50, sigma 0.5, at least 20 pixels.
     """
@@ -44,18 +44,18 @@ def felzenszwalb(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
 
 
 def compact_blocks(image: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """K blocks of the image plane, the same for every image: k-means on (row, column)."""
+    """Split the image into K blocks, the same for every image: k-means on (row, column)."""
     return _blocks(*image.shape[:2], k, seed)
 
 
 def strips(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """K vertical strips of equal width."""
+    """Split the image into K vertical strips of equal width."""
     height, width = image.shape[:2]
     return np.tile(np.arange(width) * k // width, (height, 1))
 
 
 def whole_image(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """One segment: what a score gives for no grouping at all."""
+    """Give one segment: its score is that of no grouping at all."""
     return np.zeros(image.shape[:2], dtype=int)
 
 
@@ -75,8 +75,8 @@ SEEDED = ("colour k-means", "position + colour k-means", "compact blocks")
 def merged(image: np.ndarray, segments: np.ndarray, k: int) -> np.ndarray:
     """Merge neighbouring segments until K are left (or fewer, if there were fewer).
 
-    Each merge is the one that adds least to the sum of squared distances between pixels and their segment's mean
-    colour (Ward's criterion, over neighbours only), so the result is connected wherever ``segments`` is.
+    Each merge adds the least to the sum of squared distances between pixels and their segment's mean colour (Ward's
+    criterion, over neighbours only). Merged segments are connected if ``segments`` are.
 
     Args:
         image: (H, W, 3).
@@ -104,7 +104,7 @@ def merged(image: np.ndarray, segments: np.ndarray, k: int) -> np.ndarray:
 
 
 def _cost(one: dict, other: dict) -> float:
-    """What merging two regions adds to the sum of squares."""
+    """Give the increase of the sum of squares if two regions are merged."""
     n, m = one["pixel count"], other["pixel count"]
     return n * m / (n + m) * float(np.square(one["total color"] / n - other["total color"] / m).sum())
 
@@ -114,7 +114,7 @@ def _weight(regions: graph.RAG, source: int, kept: int, neighbour: int) -> dict[
 
 
 def _k_means(features: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """(H, W, F) -> (H, W)."""
+    """Cluster by k-means: (H, W, F) -> (H, W)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer than K colours: fewer than K segments
         found = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(features.reshape(-1, features.shape[2]))
@@ -122,7 +122,7 @@ def _k_means(features: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def _positions(height: int, width: int) -> np.ndarray:
-    """(H, W, 2): row and column, 0 to 1."""
+    """Give row and column of each pixel, from 0 to 1, (H, W, 2)."""
     return np.stack(np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij"), axis=2)
 
 

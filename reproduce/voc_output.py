@@ -74,7 +74,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def write(result: dict[str, Any], picture: Figure, folder: Path, stem: str) -> dict[str, Path]:
-    """Write the tables (.md, .csv), everything (.json) and the picture. Gives what each is, and its path.
+    """Write the tables (.md, .csv), everything (.json) and the picture. Give the path of each, by what it is.
 
     Raises:
         InputError: the folder cannot be written.
@@ -106,17 +106,17 @@ def write(result: dict[str, Any], picture: Figure, folder: Path, stem: str) -> d
 
 
 def _plain(value: Any) -> Any:
-    """Give summaries as dictionaries, to any depth."""
+    """Convert summaries to dictionaries, at any depth."""
     if isinstance(value, Summary):
         return value._asdict()
     return {name: _plain(of) for name, of in value.items()} if isinstance(value, dict) else value
 
 
 def picture(groupings: dict[str, list[Tensor]], pixels: Tensor, classes: Tensor) -> Figure:
-    """Draw a row an image, evenly spaced over the set: the image, its true classes, and each method's first run.
+    """Draw the image, its true classes, and each method's first run: a row for each of ``SHOWN`` images.
 
-    Segments have the colours of the first method's segments that they share most pixels with; background and void
-    are black in the truth.
+    The images are evenly spaced over the set. Segments have the colours of the first method's matching segments;
+    background and void are black in the truth.
     """
     methods = {name: runs[0] for name, runs in groupings.items() if name != "whole image"}
     chosen = torch.linspace(0, len(pixels) - 1, min(SHOWN, len(pixels))).long().tolist()

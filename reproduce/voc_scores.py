@@ -1,4 +1,4 @@
-"""What is measured of a way to part images into segments, image by image, and its summary.
+"""Scores of segmentations, image by image, and their summary.
 
 Labels are (N, H, W), integers from 0, masks (N, H, W): 0 is background, -1 is void. Scores are (N,) float64, NaN for an
 image that has none.
@@ -18,15 +18,15 @@ USED = 0.01  # a segment that holds this share of the pixels is counted as used
 
 
 class Summary(NamedTuple):
-    """Of a score: its mean over images, averaged over runs."""
+    """A score's mean over images, averaged over runs, and its spread."""
 
     mean: float
     sd_over_runs: float | None
-    """Of the runs' means; none of a single run."""
+    """Standard deviation of the runs' means; None for a single run."""
     standard_error: float | None
-    """Over images, of the scores averaged over runs; none of a single image."""
+    """Standard error over images of the scores averaged over runs; None for a single image."""
     images: int
-    """How many have the score."""
+    """How many images have the score."""
     runs: int
 
 
@@ -58,9 +58,8 @@ def summaries(runs: Sequence[Tensor], measure: Callable[[Tensor], Mapping[str, T
 def against_truth(labels: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give foreground adjusted Rand index and mean best overlap, by each kind of mask.
 
-    ``ari_...`` is over the pixels of objects alone. An image with one object has a foreground ARI of 1 if the
-    object lies in one segment, else of 0, whatever else is found; ``ari_..._2+`` is over the images
-    with at least two objects.
+    ``ari_...`` counts only the pixels of objects. An image with one object has a foreground ARI of 1 if one segment
+    holds the whole object, else of 0; ``ari_..._2+`` is over the images with at least two objects.
     """
     scores = {}
     for kind, mask in masks.items():
@@ -79,7 +78,7 @@ def by_colour(labels: Tensor, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def explained_colour(labels: Tensor, pixels: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Give variance of colour between segments over its variance: 1 - (squares about segment means) / (about the mean).
+    """Give the share of colour variance between segments: 1 - (squares about segment means) / (about the mean).
 
     Args:
         labels: (N, H, W), integers from 0.

@@ -1,4 +1,4 @@
-"""``python -m nem_lightning.report --help``."""
+"""The command line: ``python -m nem_lightning.report --help``."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from nem_lightning.report import page
 
 
 def main() -> None:
-    """Read the folders, write the page."""
+    """Read the folders, and write the page."""
     parser = argparse.ArgumentParser(
         prog="python -m nem_lightning.report",
         description="One self-contained HTML page about a folder of runs, and a table of the runs as CSV beside it.",

@@ -1,4 +1,4 @@
-"""Which charts the page has, and in which colours."""
+"""The charts of the page, and their colours."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from nem_lightning.report.sweep import Configuration, Setting, Sweep, best_first
 MOST_LINES = 12
 MOST_SETTINGS = 4
 STEPS = "model.num_steps"
-CATEGORICAL = (  # on light, on dark; after Okabe and Ito, for colour-blind readers as well
+CATEGORICAL = (  # on light, on dark; after Okabe and Ito, for colour-blind readers too
     ("#0072b2", "#56b4e9"),
     ("#d55e00", "#ff8c42"),
     ("#009e73", "#34d1a3"),
@@ -26,7 +26,7 @@ CATEGORICAL = (  # on light, on dark; after Okabe and Ito, for colour-blind read
 
 @dataclass(frozen=True)
 class Chart:
-    """An ``<svg>`` and what is written around it; ``legend`` is empty if the configurations' own will do."""
+    """An ``<svg>`` with its texts; ``legend`` is empty if the legend of the configurations applies."""
 
     title: str
     caption: str
@@ -40,7 +40,7 @@ class Looks:
 
     Attributes:
         drawn: the configurations, in order.
-        lines: the look of each one's lines, without points.
+        lines: the style of each configuration's lines, without points.
         colours: on light and on dark, by CSS variable.
         note: which configurations are not drawn, if any.
     """
@@ -52,7 +52,7 @@ class Looks:
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Looks":
-        """Choose colours: shades in order if one number differs, else a colour for each configuration."""
+        """Choose colours: ordered shades if one number differs, else a colour for each configuration."""
         drawn, note = _best(sweep.configurations, "configurations")
         ordered = len(sweep.settings) == 1 and sweep.settings[0].numeric and len(drawn) > 2
         pairs = _shades(len(drawn)) if ordered else CATEGORICAL
@@ -64,7 +64,7 @@ class Looks:
 
 
 def curves(looks: Looks) -> list[Chart]:
-    """Validation scores and training loss by epoch; failed runs are left out."""
+    """Draw validation scores and training loss by epoch; failed runs are left out."""
     what = (
         ("val/ami_max", "Validation AMI (max)", "AMI (max)"),
         ("val/reconstruction_error", "Validation reconstruction error", "mean squared error"),
@@ -83,7 +83,7 @@ def curves(looks: Looks) -> list[Chart]:
 
 
 def by_step(looks: Looks) -> list[Chart]:
-    """Test AMI after each EM step."""
+    """Draw test AMI after each EM step."""
     lines = [
         replace(look, seeds=[_finite({t: s.get("ami_max") for t, s in enumerate(r.by_step, 1)}) for r in one.finished])
         for one, look in zip(looks.drawn, looks.lines, strict=True)
@@ -95,19 +95,19 @@ def by_step(looks: Looks) -> list[Chart]:
 
 
 def by_setting(sweep: Sweep) -> list[Chart]:
-    """Test AMI after the last step against each number that differs, ``MOST_SETTINGS`` of them; T comes first."""
+    """Draw test AMI after the last step against at most ``MOST_SETTINGS`` numbers that differ, T first."""
     numeric = sorted((one for one in sweep.settings if one.numeric), key=lambda one: one.key != STEPS)
     return [chart for one in numeric for chart in _by_setting(sweep, one)][:MOST_SETTINGS]
 
 
 def _by_setting(sweep: Sweep, setting: Setting) -> list[Chart]:
-    """One line for each combination of the other settings. In a search many settings differ at once: then dots."""
+    """Draw a line for each combination of other settings; for a search, in which many settings differ, draw dots."""
     others = [other for other in sweep.settings if other is not setting]
     finished = [one for one in sweep.configurations if one.finished]
     families: dict[tuple, list[Configuration]] = {}
     for one in finished:
         families.setdefault(tuple(one.values[other.key] for other in others), []).append(one)
-    search = 2 * len(finished) < 3 * len(families)  # most are alone
+    search = 2 * len(finished) < 3 * len(families)  # most combinations have one configuration
     if search:
         points = [_against(setting, [one], run.seed) for one in finished for run in one.finished]
         lines = [Line("", "--g0", seeds=points)]
@@ -135,14 +135,14 @@ def _by_setting(sweep: Sweep, setting: Setting) -> list[Chart]:
 
 
 def _against(setting: Setting, family: list[Configuration], seed: object) -> dict[float, float]:
-    """Test AMI of the runs of a seed by the setting's value."""
+    """Give the test AMI of a seed's runs by the setting's value."""
     return _finite(
         {one.values[setting.key]: r.score("ami_max") for one in family for r in one.finished if r.seed == seed}
     )
 
 
 def _best(configurations: list[Configuration], what: str) -> tuple[list[Configuration], str]:
-    """The best ``MOST_LINES``, in their order, and what is to be said about the others."""
+    """Give the best ``MOST_LINES`` in their order, and a note about the others."""
     if len(configurations) <= MOST_LINES:
         return configurations, ""
     best = best_first(configurations)[:MOST_LINES]
@@ -155,6 +155,6 @@ def _finite(points: dict[float, float | None]) -> dict[float, float]:
 
 
 def _shades(count: int) -> list[tuple[str, str]]:
-    """In order from dark to bright, each visible on its ground."""
+    """Give colours from dark to bright, each visible on its background."""
     colours, shades = matplotlib.colormaps["viridis"], np.linspace(0, 1, count)
     return [(to_hex(colours(0.82 * s)), to_hex(colours(0.36 + 0.64 * s))) for s in shades]

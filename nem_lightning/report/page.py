@@ -1,4 +1,4 @@
-"""The page, and the table beside it."""
+"""The page, and the table next to it."""
 
 import base64
 import csv
@@ -30,7 +30,7 @@ MODELS = {"RecurrentMStep": "RNN-EM", "GradientMStep": "N-EM"}
 
 @dataclass(frozen=True)
 class Column:
-    """A number of the tables: its name in ``scores.json``, its heading, and the group that the heading is in."""
+    """A column of the tables: the number's name in ``scores.json``, its heading, and the group of the heading."""
 
     name: str
     heading: Heading
@@ -41,20 +41,20 @@ class Column:
 
 
 def columns(sweep: Sweep) -> list[Column]:
-    """Each test score that has a title, then what is known of the training."""
+    """Give the columns: each test score that has a title, then numbers of the training."""
     tests = [Column(name, heading) for name, heading in sweep.headings.items() if heading.title]
     best = Column("best_score", Heading("best score", ".4g"), "Validation")
     return [*tests, best, Column("epochs", Heading("epochs", ".4g"), "Training")]
 
 
 def write(folders: Sequence[Path], output: Path) -> Path:
-    """Write the page, and beside it a table of the runs with the ending ``.csv``.
+    """Write the page, and next to it a table of the runs with the suffix ``.csv``.
 
     Returns:
         The path of the table.
 
     Raises:
-        InputError: a folder does not exist, there is no run in any, or the page cannot be written.
+        InputError: a folder does not exist, no folder has a run, or the page cannot be written.
     """
     sweep = Sweep(find(folders))
     page, table = render(sweep, " + ".join(folder.resolve().name for folder in folders)), to_csv(sweep)
@@ -66,9 +66,9 @@ def write(folders: Sequence[Path], output: Path) -> Path:
 
 
 def render(sweep: Sweep, title: str) -> str:
-    """Render the page. Whatever comes from files is escaped."""
+    """Render the page. All text from files is escaped."""
     looks = charts.Looks.of(sweep)
-    pictures = _pictures(sweep)  # before the problems are listed: it may find more
+    pictures = _pictures(sweep)  # before the problems are listed, because it may add some
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -99,8 +99,7 @@ def render(sweep: Sweep, title: str) -> str:
 
 
 def to_csv(sweep: Sweep) -> str:
-    """Give a row for each run: its folder, how it went, the settings that differ, its test scores after the last
-    step."""
+    """Give a row for each run: its folder, status, settings that differ, and test scores after the last step."""
     scores = list(sweep.headings)
     settings = [setting.key for setting in sweep.settings]
     file = io.StringIO()
@@ -135,7 +134,7 @@ def _class(run: Run, key: str) -> str:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Of the best finished run of a configuration: what each shows, and the picture as a ``data:`` URL."""
+    """Pictures of a configuration's best finished run: what each shows, and the picture as a ``data:`` URL."""
 
     configuration: Configuration
     run: Run
@@ -143,7 +142,7 @@ class Pictures:
 
 
 def _pictures(sweep: Sweep) -> list[Pictures]:
-    """Of the best configurations, in their order, as many as the page can carry."""
+    """Give the pictures of the best configurations, in their order, up to ``PICTURE_BYTES``."""
     size, found = 0, {}
     for one in best_first(sweep.configurations):
         run = one.best_run
@@ -164,13 +163,13 @@ def _picture_urls(run: Run) -> dict[str, str]:
         if (run.folder / name).exists():
             try:
                 urls[what] = _data_url(run.folder / name)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all that pillow raises
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all errors of Pillow
                 run.problems.append(f"{name}: is not a picture, or cut short")
     return urls
 
 
 def _data_url(path: Path) -> str:
-    """A small PNG as it is, another picture as WebP of at most ``PICTURE_WIDTH``."""
+    """Encode a small PNG unchanged, and any other picture as WebP, at most ``PICTURE_WIDTH`` wide."""
     with Image.open(path) as image:
         image.load()
     if image.format == "PNG" and path.stat().st_size <= SMALL_PICTURE_BYTES:

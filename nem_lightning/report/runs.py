@@ -1,4 +1,4 @@
-"""Reads the folders of runs, as far as they can be read."""
+"""Reads the folders of runs, even if some files are missing or broken."""
 
 import csv
 import json
@@ -19,22 +19,22 @@ from nem_lightning.runs.folder import CONFIG, ERROR, SCORES
 from nem_lightning.runs.settings import flat
 
 CURVES = ("val/ami_max", "val/reconstruction_error", "train/loss")
-EXPECTED = ("seed", "data", "model", "paths")  # of config.yaml; paths is the last one in it
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML has it
+EXPECTED = ("seed", "data", "model", "paths")  # keys of config.yaml; paths is its last one
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if PyYAML has it
 
 
 @dataclass(eq=False)
 class Run:
-    """What is known of a run. What cannot be read is empty, and ``problems`` says why.
+    """The data of a run. An attribute that cannot be read is empty, and ``problems`` says why.
 
     Attributes:
         folder: of the run, as given.
         settings: by dotted name; empty if ``config.yaml`` cannot be read.
-        curves: of each of ``CURVES``, the mean of each epoch, by the number of epochs trained.
+        curves: for each of ``CURVES``, the mean of each epoch by the number of epochs trained.
         by_step: test scores after each EM step; empty unless the run is finished.
         headings: of the test scores, by name.
         best_score: the best value of the validation score that the checkpoints watch.
-        epochs: trained.
+        epochs: number of epochs trained.
         error: why the run failed.
         problems: what could not be read, a line each.
     """
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``finished``, ``failed``, ``unfinished``, or or ``unreadable`` if its settings are not known."""
+        """``finished``, ``failed``, ``unfinished``, or ``unreadable`` if its settings are not known."""
         if self.settings and self.by_step:
             return "finished"
         if self.error:
@@ -63,7 +63,7 @@ class Run:
         return "unfinished" if self.settings else "unreadable"
 
     def score(self, name: str) -> float:
-        """A test score after the last EM step, ``best_score`` or ``epochs``; NaN if there is none."""
+        """Give a test score after the last EM step, ``best_score`` or ``epochs``; NaN if there is none."""
         if name in ("best_score", "epochs"):
             return getattr(self, name)
         return self.by_step[-1].get(name, math.nan) if self.by_step else math.nan
@@ -93,19 +93,19 @@ def find(folders: Sequence[Path]) -> list[Run]:
 def _run_folders(folder: Path) -> Iterator[Path]:
     for path, subfolders, files in os.walk(folder):
         if CONFIG in files:
-            subfolders.clear()  # loggers keep a config.yaml of their own in there
+            subfolders.clear()  # loggers write their own config.yaml there
         if CONFIG in files or ERROR in files:
             yield Path(path)
         subfolders[:] = sorted((name for name in subfolders if not name.startswith(".")), key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts 2 before 10."""
+    """Give a sort key that puts 2 before 10."""
     return [(int(digits or 0), other) for digits, other in re.findall(r"(\d+)|(\D+)", name)]
 
 
 def read(folder: Path) -> Run | None:
-    """The run of a folder; None for the evaluation of a checkpoint."""
+    """Read the run of a folder; None for the evaluation of a checkpoint."""
     run = Run(folder)
     if (folder / CONFIG).exists():
         try:
@@ -139,7 +139,7 @@ def _text(path: Path) -> str:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """``config.yaml`` by dotted name, such as ``model.num_steps``; lists are text."""
+    """Read ``config.yaml`` by dotted name, such as ``model.num_steps``; lists become text."""
     text = _text(path)
     try:
         config = yaml.load(text, _YamlLoader)
@@ -180,13 +180,13 @@ def _read_scores(path: Path, run: Run) -> None:
 
 
 def _number(value: Any) -> float:
-    """A number; NaN if the value is no finite number."""
+    """Give a value as a float; NaN if it is not a finite number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def _curves(folder: Path, problems: list[str]) -> dict[str, dict[int, float]]:
-    """The mean of each epoch. A run that went on after a preemption has several files: a later file replaces the
-    earlier ones from its first step on."""
+    """Read the mean of each epoch. A resumed run has several files: a later file replaces the earlier ones from its
+    first step on."""
     points: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
     for path in sorted(folder.glob("csv/**/metrics.csv"), key=lambda path: _natural(path.parent.name)):
         try:
@@ -206,7 +206,7 @@ def _curves(folder: Path, problems: list[str]) -> dict[str, dict[int, float]]:
 
 
 def _point(row: dict[str, str], name: str) -> tuple[int, int, float] | None:
-    """Step, epochs trained, and value; None if there is none. A row of a test repeats values of the training."""
+    """Give step, epochs trained and value, or None. A test's row is left out: it repeats training values."""
     if any(value for key, value in row.items() if key is not None and key.startswith("test/")):
         return None
     try:

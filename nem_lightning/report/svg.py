@@ -1,6 +1,6 @@
-"""Lines with bands as SVG that lies in a page.
+"""Lines with bands, as SVG for a page.
 
-Colours are the page's CSS variables, so that the same drawing reads well on light and dark.
+Colours are the page's CSS variables, so that one drawing is readable on light and dark.
 """
 
 import io
@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-# Colours that stand for CSS variables until the SVG is written.
+# Placeholder colours, replaced by CSS variables when the SVG is written.
 _MUTED, _GRID, _LINE = "#010000", "#010001", "#0101{:02x}"
 _STYLE = {
     "svg.fonttype": "none",
@@ -43,11 +43,11 @@ class Line:
     """The mean of several seeds, with a band from the lowest to the highest.
 
     Attributes:
-        label: in legends.
+        label: its text in legends.
         colour: a CSS variable, such as ``--c0``.
         dashed: if there are more lines than colours.
-        seeds: y by x, of each seed.
-        name: the CSS class of what is drawn.
+        seeds: y by x for each seed.
+        name: the CSS class of the drawn elements.
     """
 
     label: str
@@ -68,17 +68,17 @@ def draw(
     dots: bool = False,
     means: bool = True,
 ) -> str:
-    """An ``<svg>`` element.
+    """Draw lines as an ``<svg>`` element.
 
     Args:
-        name: tells this drawing's ids from those of others in the page.
-        lines: those without points are left out.
+        name: makes this drawing's ids unique in the page.
+        lines: lines without points are left out.
         x_label: of the axis, with its unit.
         y_label: of the axis, with its unit.
         log_x: logarithmic axis.
-        log_y: logarithmic axis, if all is positive and spans a factor of more than 5.
-        dots: one for each value.
-        means: the lines and their bands.
+        log_y: logarithmic axis, if all values are positive and span a factor of more than 5.
+        dots: whether to draw a dot for each value.
+        means: whether to draw the lines and their bands.
     """
     values = [y for line in lines for seed in line.seeds for y in seed.values()]
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # pyright: ignore[reportArgumentType]
@@ -104,7 +104,7 @@ def draw(
         xs = np.array(sorted({x for line in lines for seed in line.seeds for x in seed}), dtype=float)
         places = np.log(xs) if log_x else xs
         if len(xs) <= 8 and np.diff(places).min(initial=np.inf) > 0.07 * np.ptp(places):
-            ax.set_xticks(xs)  # the values themselves, if their numbers have room
+            ax.set_xticks(xs)  # a tick at each value, if there is room
         elif not log_x:
             ax.xaxis.set_major_locator(MaxNLocator(integer=bool((xs == xs.round()).all()), nbins=8))
         file = io.StringIO()
@@ -137,7 +137,7 @@ def _draw_dots(ax: Axes, line: Line, colour: str, size: float) -> list[Artist]:
 
 
 def _ticks(axis: Axis) -> None:
-    """Plain numbers, also on a logarithmic axis."""
+    """Show plain numbers, also on a logarithmic axis."""
     if axis.get_scale() == "log":
         low, high = axis.get_view_interval()
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
@@ -150,8 +150,8 @@ def _ticks(axis: Axis) -> None:
 def _for_a_page(svg: str, variables: dict[str, str]) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s(?:xmlns|xmlns:xlink|version)="[^"]*"', "", svg, count=3)  # HTML knows what an svg is
+    svg = re.sub(r'\s(?:xmlns|xmlns:xlink|version)="[^"]*"', "", svg, count=3)  # HTML needs no XML namespaces
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace('id="line ', 'class="line ')
-    svg = re.sub(r'\sid="[A-Za-z0-9.]+_\d+"', "", svg)  # the same in every drawing, and used nowhere
+    svg = re.sub(r'\sid="[A-Za-z0-9.]+_\d+"', "", svg)  # unused, and the same in every drawing
     return re.sub(r"#01[0-9a-f]{4}", lambda match: f"var({variables[match[0]]})", svg)

@@ -34,10 +34,10 @@ class Setting:
 
     Attributes:
         key: the dotted name.
-        name: a short one.
-        values: in order.
-        followers: other settings that each value of this one determines (a class and its arguments), and their
-            values, in the order of this one's.
+        name: a short name.
+        values: the different values, in order.
+        followers: other settings that this one determines (such as a class its arguments), with their values in
+            the order of ``values``.
     """
 
     key: str
@@ -53,11 +53,11 @@ class Setting:
 
 @dataclass(eq=False)
 class Configuration:
-    """Runs that differ in nothing but their seed, one a seed.
+    """Runs that differ only in their seed, one run for each seed.
 
     Attributes:
-        label: names and values of what differs from other configurations.
-        values: by key, of what differs from other configurations.
+        label: names and values of the settings that differ from other configurations.
+        values: the values of these settings, by key.
         runs: finished or not.
     """
 
@@ -75,7 +75,7 @@ class Configuration:
         return max(self.finished, key=lambda run: _or_lowest(run.score("ami_max")), default=None)
 
     def spread(self, score: str) -> Spread:
-        """Of a score of :meth:`~nem_lightning.report.runs.Run.score`, over the finished runs."""
+        """Give the spread of a score of :meth:`~nem_lightning.report.runs.Run.score` over the finished runs."""
         return Spread.of([run.score(score) for run in self.finished])
 
 
@@ -84,10 +84,10 @@ class Sweep:
 
     Attributes:
         runs: all of them.
-        settings: those that differ.
-        common: those that all runs share, by dotted name.
+        settings: settings that differ.
+        common: settings that all runs share, by dotted name.
         configurations: in the order of their settings.
-        repeated: runs that do not count, since another one has the same settings and seed.
+        repeated: runs that do not count, because another run has the same settings and seed.
     """
 
     def __init__(self, runs: list[Run]) -> None:
@@ -107,7 +107,7 @@ class Sweep:
             groups[place][run.seed].append(run)
         configurations, repeated = [], []
         for _, seeds in sorted(groups.items()):
-            chosen = [max(reversed(runs), key=_standing) for runs in seeds.values()]  # the last of equals
+            chosen = [max(reversed(runs), key=_standing) for runs in seeds.values()]  # of equals, the last
             repeated += [run for runs in seeds.values() for run in runs if run not in chosen]
             values = {s.key: self._compared[chosen[0]].get(s.key, ABSENT) for s in self.settings}
             named = [f"{setting.name}={shown(setting.key, values[setting.key])}" for setting in self.settings]
@@ -116,7 +116,7 @@ class Sweep:
 
     @property
     def headings(self) -> dict[str, Heading]:
-        """Of all test scores, in their order: as in the first run that has one; else the name, and four digits."""
+        """Headings of all test scores, in order: from the first run that has one, else the name with four digits."""
         names = dict.fromkeys(name for run in self.runs if run.by_step for name in run.by_step[-1])
         known = {name: heading for run in reversed(self.runs) for name, heading in run.headings.items()}
         return {name: known.get(name, Heading(name, ".4g")) for name in names}
@@ -134,12 +134,12 @@ class Sweep:
 
 
 def best_first(configurations: Iterable[Configuration]) -> list[Configuration]:
-    """By mean test AMI (max); those without one last."""
+    """Sort by mean test AMI (max), the highest first; configurations without one come last."""
     return sorted(configurations, key=lambda one: -_or_lowest(one.spread("ami_max").mean))
 
 
 def shown(key: str, value: Any) -> str:
-    """A setting's value as it is typed on the command line, to four digits; of a class, its name."""
+    """Format a setting's value as on the command line, with four digits; for a class, give its name."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -150,9 +150,9 @@ def shown(key: str, value: Any) -> str:
 
 
 def _compared(runs: list[Run]) -> dict[Run, dict[str, Any]]:
-    """What each run computes, but for the seed, and seeds that are equal to it in all runs.
+    """Give the settings by which runs are compared: all but the seed, and seeds that equal it in all runs.
 
-    A run that goes on from a checkpoint ends as an undisturbed one, so ``ckpt_path`` does not count either.
+    A resumed run ends like an uninterrupted one, so ``ckpt_path`` is left out too.
     """
     seeds = {key for run in runs for key in run.settings if key.endswith(".seed")}
     equal = [key for key in seeds if all(run.settings.get(key, run.seed) == run.seed for run in runs)]
@@ -160,7 +160,7 @@ def _compared(runs: list[Run]) -> dict[Run, dict[str, Any]]:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Sorts numbers by size, before all else; true is not 1."""
+    """Give a sort key: numbers by size, then everything else; true is not 1."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0, float(value), ""
     return 1, 0.0, f"{type(value).__name__} {value}"
@@ -175,7 +175,7 @@ def _or_lowest(score: float) -> float:
 
 
 def _differing(columns: dict[str, list[Any]]) -> list[Setting]:
-    """Classes first: what a class determines (its arguments, defaults that come with it) follows from it."""
+    """Give the settings that differ. Settings that a class determines (arguments, defaults) are its followers."""
     followers: dict[str, list[str]] = {}
     for key in sorted(columns, key=lambda key: (not key.endswith("_target_"), key.count("."))):
         leader = next((one for one in followers if one.endswith("_target_") and _determines(columns, one, key)), None)
@@ -199,7 +199,7 @@ def _determines(columns: dict[str, list[Any]], leader: str, key: str) -> bool:
 
 
 def _short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The end of each dotted key, as long as it must be to be told from the others."""
+    """Give the shortest end of each dotted key that no other key has."""
     parts = {key: key.removesuffix("._target_").split(".") for key in keys}
     names = {}
     for key, own in parts.items():

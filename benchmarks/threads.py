@@ -72,7 +72,7 @@ def _line_of(process: subprocess.Popen[str]) -> str:
 
 
 def _answer(case: Case, threads: int) -> None:
-    """Read seconds from each input line, train for so long, and print the examples per second."""
+    """Read a number of seconds from each input line, train for that time, and print the examples per second."""
     torch.set_num_threads(threads)
     step = steps.functions(case, torch.device("cpu"), training=True, compiled=False)["ours"]
     for _ in range(3):

@@ -77,7 +77,7 @@ def groupings(
 ) -> Figure:
     """Draw the grouping that a model finds in one image or sequence, step by step.
 
-    A column for each step shows the responsibilities, each component in a colour of its own, and below them each
+    A column for each step shows the responsibilities, each component in its own colour, and below them each
     component's mean, framed in its colour. A true group has the colour of its component, and is black if it is not
     scored. For a still image, two columns before the steps show the input and its true groups; for a
     sequence, two rows above the responsibilities show the frame that the step explains and its true groups.

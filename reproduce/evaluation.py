@@ -95,7 +95,7 @@ class Evaluator:
     results: Path
     """The folder of ``rows/`` and ``pictures/``."""
     count: int | None
-    """Score only the first so many images of each split; None for all."""
+    """The number of first images of each split to score; None for all."""
     say: Callable[[str], None]
     """Prints a line about the progress."""
     images: dict[str, TensorFrames] = field(init=False)
@@ -176,7 +176,7 @@ class Evaluator:
 
 
 def machine() -> dict[str, str | int]:
-    """Describe this machine. Score rows on the machine that trained them: it is named beside their seconds."""
+    """Describe this machine. Score rows on the machine that trained them: results name it with their seconds."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

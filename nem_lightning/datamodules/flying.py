@@ -2,9 +2,9 @@
 
 Shapes: N sequences, B of them in a batch, F frames, O objects, H by W pixels.
 
-No generator of the published sets was ever published, so this motion is ours. An object starts at a place drawn
-uniformly among those at which it lies inside the image, and has a velocity drawn uniformly, row and column apart. It
-moves straight on, is reflected when it would leave the image, and is drawn at the nearest whole pixel. Positions and
+The generator of the published sets is not public, so this motion is ours. An object starts at a place drawn uniformly
+inside the image, with a velocity drawn uniformly, separately for rows and columns. It moves straight on, is reflected
+when it would leave the image, and is drawn at the nearest whole pixel. Positions and
 velocities are integers, in ``UNIT`` parts of a pixel, so the same seed gives the same set on every machine.
 """
 
@@ -33,7 +33,7 @@ class Templates(NamedTuple):
     """What objects look like."""
 
     pixels: Tensor
-    """(M, h, w) uint8; an object is where its pixels are greater than 0."""
+    """(M, h, w) uint8; an object covers the pixels greater than 0."""
     extents: np.ndarray
     """(M, 2), rows and columns that each one takes, from the upper left corner of its pixels."""
     scale: int
@@ -67,8 +67,8 @@ def render(templates: Tensor, kinds: Tensor, positions: Tensor, size: int) -> tu
         size: H = W.
 
     Returns:
-        Images (B, F, H, W) uint8, and groups (B, F, H, W) uint8: object k = 1, 2, ... if it alone covers the pixel, 0
-        if none or several do.
+        Images (B, F, H, W) uint8, and groups (B, F, H, W) uint8: k = 1, 2, ... if only object k covers the pixel,
+        0 if none or several do.
     """
     batch, num_frames, num_objects = positions.shape[:3]
     pixels = templates[kinds.long()].flatten(2)  # (B, O, hw)
@@ -85,12 +85,12 @@ def render(templates: Tensor, kinds: Tensor, positions: Tensor, size: int) -> tu
     numbers = objects[:, None].expand(batch, num_frames, -1, height * width).flatten(2)
     images = canvas.scatter_reduce(2, at, seen, "amax")
     first, last = (canvas.scatter_reduce(2, at, numbers, of, include_self=False) for of in ("amin", "amax"))
-    groups = torch.where(first == last, last, 0)  # several objects differ in the first and the last of them
+    groups = torch.where(first == last, last, 0)  # first and last differ if there are several
     return images[..., :-1].unflatten(2, (size, size)), groups[..., :-1].unflatten(2, (size, size))
 
 
 class Trajectories(Frames):
-    """Sequences that are drawn when they are asked for: 50,000 of them take megabytes, not gigabytes.
+    """Sequences that are drawn on demand: 50,000 of them take megabytes, not gigabytes.
 
     Args:
         templates: what objects look like.
@@ -131,7 +131,7 @@ class FlyingDataModule(FramesDataModule[Frames]):
         num_frames: F, at least 2; T steps need T + 1.
         max_speed: pixels a frame, along rows and along columns, at least 0.
         batch_size: sequences in a batch, at least 1.
-        generation_seed: what the sequences are generated from; a set of its own for each.
+        generation_seed: seed of the generated sequences; each seed gives another set.
         seed: of the order of training batches.
 
     Raises:
@@ -202,7 +202,7 @@ class FlyingShapesDataModule(FlyingDataModule):
         num_frames: F, at least 2; T steps need T + 1.
         max_speed: pixels a frame, along rows and along columns, at least 0.
         batch_size: sequences in a batch, at least 1.
-        generation_seed: what the sequences are generated from; a set of its own for each.
+        generation_seed: seed of the generated sequences; each seed gives another set.
         seed: of the order of training batches.
 
     Raises:

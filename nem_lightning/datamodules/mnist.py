@@ -27,8 +27,8 @@ IMAGES = {
         "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     ),
 }
-"""Of each file of images: how many it has, the SHA-256 of the file that is fetched, and that of what is in it, whoever
-compressed it."""
+"""For each file of images: the number of images, the SHA-256 of the fetched file, and the SHA-256 of its uncompressed
+content, which does not depend on the compression."""
 HEADER = 16
 """Bytes before the pixels of a file of images."""
 
@@ -58,7 +58,7 @@ def fetch(folder: Path) -> None:
     """Fetch the files of images that are not in a folder yet.
 
     Raises:
-        InputError: they cannot be fetched.
+        InputError: a file cannot be fetched.
     """
     import pooch
 
@@ -73,7 +73,7 @@ def fetch(folder: Path) -> None:
 class FlyingMNISTDataModule(FlyingDataModule):
     """Flying MNIST: grey 24 x 24 sequences of 1 to 3 digits, each down-sampled to 14 x 14.
 
-    A pixel of a digit is the mean of four of MNIST's. With 20 or 500 digits, all sequences draw from the first so many
+    A pixel of a digit is the mean of four of MNIST's. With 20 or 500 digits, all sequences draw from the first
     training digits; with all digits, training, validation and test sequences draw from MNIST's first 50,000 training
     digits, its last 10,000, and its 10,000 test digits.
 
@@ -90,7 +90,7 @@ class FlyingMNISTDataModule(FlyingDataModule):
         max_speed: pixels a frame, along rows and along columns, at least 0.
         download: whether to fetch MNIST's files if they are not there.
         batch_size: sequences in a batch, at least 1.
-        generation_seed: what the sequences are generated from; a set of its own for each.
+        generation_seed: seed of the generated sequences; each seed gives another set.
         seed: of the order of training batches.
 
     Raises:
@@ -128,7 +128,7 @@ class FlyingMNISTDataModule(FlyingDataModule):
         return f"flying_mnist_{kind}_{self.num_objects}digits.h5"
 
     def prepare_data(self) -> None:
-        """Fetch MNIST if asked to, and look at its files."""
+        """Fetch MNIST if asked to, and check its files."""
         if self.path is None:
             if self.download:
                 fetch(self.mnist_dir)

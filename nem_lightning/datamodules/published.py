@@ -16,7 +16,7 @@ from nem_lightning.errors import InputError, require
 from nem_lightning.files import atomic_file
 
 BATCH = 1000
-"""How many sequences are written at a time, and are in a chunk of the file."""
+"""Number of sequences that are written at a time, and that are in a chunk of the file."""
 
 
 def read(path: Path, split: str, size: int, binary: bool, num_frames: int = 1) -> TensorFrames:
@@ -67,7 +67,7 @@ def read(path: Path, split: str, size: int, binary: bool, num_frames: int = 1) -
 
 
 def write(path: Path, splits: Iterable[tuple[str, Frames]]) -> None:
-    """Write data sets of one channel to a file, which appears whole or not at all.
+    """Write data sets of one channel to a file, which is either complete or absent.
 
     Args:
         path: of the file.

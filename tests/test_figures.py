@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tiny import TinyImages, em_of, m_step_of, tiny_module
 
 from nem_lightning import figures
@@ -37,43 +38,75 @@ def test_groups_have_the_colour_of_the_component_that_covers_them():
     assert not figures.groups_colours(unscored, torch.ones(2, 2, dtype=torch.long)).any()
 
 
+def small(figure: Figure, mosaic: figures.Mosaic, row: int, column: int) -> np.ndarray:
+    """A small picture of a figure."""
+    (axes,) = figure.axes
+    pixels = np.asarray(axes.images[0].get_array())
+    assert pixels.shape == mosaic.pixels.shape == (*np.round(figure.get_size_inches()[::-1] * figures.DPI), 3)
+    down, across = mosaic.corner(row, column)
+    height, width = mosaic.height * mosaic.scale, mosaic.width * mosaic.scale
+    return pixels[down : down + height : mosaic.scale, across : across + width : mosaic.scale]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
 @pytest.mark.parametrize(("steps", "components", "channels"), [(1, 1, 1), (10, 3, 1), (3, 10, 3)])
 def test_groupings_has_a_column_a_step_and_a_row_a_component(steps, components, channels):
     frames, groups = torch.rand(2, 1, channels, 6, 5), torch.randint(-1, 30, (2, 1, 6, 5))
     iterates = trajectory(steps, components, channels)
-    figure = figures.groupings(frames, groups, iterates, index=1)
-    axes = np.array(figure.axes).reshape(components + 1, steps + 2)
-    np.testing.assert_allclose(
-        axes[0, 2].images[0].get_array(), figures.grouping_colours(iterates[0].responsibilities[1, :, 0])
+    figure, mosaic = (
+        figures.groupings(frames, groups, iterates, index=1),
+        figures.Mosaic(components + 1, steps + 2, (6, 5)),
     )
-    shown = axes[-1, -1].images[0].get_array()
+    np.testing.assert_allclose(small(figure, mosaic, 0, 0), figures.image_pixels(frames[1, 0]))
+    found = figures.grouping_colours(iterates[0].responsibilities[1, :, 0])
+    np.testing.assert_allclose(small(figure, mosaic, 0, 2), found)
+    shown = small(figure, mosaic, components, steps + 1)
     mean = iterates[-1].mean
     assert mean is not None
     np.testing.assert_allclose(shown[..., 0], mean[1, -1, 0], atol=1e-6)
+    assert texts(figure)[-1] == f"mean {components}" and f"step {steps}" in texts(figure)
 
 
 def test_groupings_of_a_sequence_have_the_frame_that_each_step_explains():
     frames, groups, iterates = torch.rand(2, 4, 1, 6, 5), torch.randint(0, 4, (2, 4, 6, 5)), trajectory(3, 2, 1)
-    axes = np.array(figures.groupings(frames, groups, iterates, index=1).axes).reshape(3 + 2, 3 + 1)
+    figure, mosaic = figures.groupings(frames, groups, iterates, index=1), figures.Mosaic(5, 3, (6, 5), figures.LABELS)
     for step in (1, 2, 3):
-        shown = [row.images[0].get_array() for row in axes[:3, step]]
+        shown = [small(figure, mosaic, row, step - 1) for row in range(3)]
         np.testing.assert_allclose(shown[0], figures.image_pixels(frames[1, step]))
         expected = figures.groups_colours(groups[1, step], iterates[step - 1].labels[1])
         np.testing.assert_allclose(shown[1], expected)
         found = figures.grouping_colours(iterates[step - 1].responsibilities[1, :, 0])
         np.testing.assert_allclose(shown[2], found)
-    assert not any(ax.images for ax in axes[:, 0]) and axes[0, 3].get_title() == "step 3"
+    assert texts(figure) == ["frame", "true groups", "found", "step 1", "step 2", "step 3", "mean 1", "mean 2"]
 
 
 def test_groupings_without_means_have_no_rows_for_them():
     frames, groups = torch.rand(2, 1, 1, 6, 5), torch.zeros(2, 1, 6, 5, dtype=torch.long)
-    assert len(figures.groupings(frames, groups, trajectory(3, 2, 1, with_means=False)).axes) == 2 + 3
+    figure = figures.groupings(frames, groups, trajectory(3, 2, 1, with_means=False))
+    assert np.asarray(figure.axes[0].images[0].get_array()).shape == figures.Mosaic(1, 2 + 3, (6, 5)).pixels.shape
+
+
+def test_a_mean_has_a_frame_of_its_colour():
+    frames, groups = torch.rand(2, 1, 1, 6, 5), torch.zeros(2, 1, 6, 5, dtype=torch.long)
+    figure, mosaic = figures.groupings(frames, groups, trajectory(1, 2, 1)), figures.Mosaic(3, 3, (6, 5))
+    pixels = np.asarray(figure.axes[0].images[0].get_array())
+    for k in range(2):
+        down, across = mosaic.corner(1 + k, 2)
+        np.testing.assert_allclose(pixels[down - 1, across], figures.COLOURS[k])
 
 
 def test_gallery_shows_as_many_as_there_are(tmp_path):
-    image, groups = torch.rand(2, 1, 6, 5), torch.randint(0, 3, (2, 6, 5))
-    figure = figures.gallery(image, groups, trajectory(1, 3, 1)[0], count=8)
-    assert len(figure.axes) == 3 * 2
+    image, groups, grouping = torch.rand(2, 1, 6, 5), torch.randint(0, 3, (2, 6, 5)), trajectory(1, 3, 1)[0]
+    figure = figures.gallery(image, groups, grouping, count=8, caption="two")
+    mosaic = figures.Mosaic(3, 2, (6, 5), figures.LABELS, "two")
+    np.testing.assert_allclose(small(figure, mosaic, 0, 1), figures.image_pixels(image[1]))
+    np.testing.assert_allclose(
+        small(figure, mosaic, 2, 1), figures.grouping_colours(grouping.responsibilities[1, :, 0])
+    )
+    assert texts(figure) == ["two", "input", "true groups", "found"]
     figure.savefig(tmp_path / "gallery.png")
     assert (tmp_path / "gallery.png").stat().st_size > 1000
 

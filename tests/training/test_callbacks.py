@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from tiny import TinyImages, em_of, m_step_of, tiny_module, tiny_trainer
@@ -169,16 +170,20 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_it_had_not_been(tmp_path, hook
     assert scores["run"] == expected
 
 
+def texts_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
 def test_groupings_of_the_same_images_go_to_the_logger(tmp_path, monkeypatch):
     drawn = []
     logger = TensorBoardLogger(tmp_path, name="", version="")
     monkeypatch.setattr(
-        logger.experiment, "add_figure", lambda tag, figure, step: drawn.append((tag, len(figure.axes), step))
+        logger.experiment, "add_figure", lambda tag, figure, step: drawn.append((tag, texts_of(figure), step))
     )
     trainer = tiny_trainer(tmp_path, max_epochs=2, logger=logger, callbacks=[LogGroupings(num_images=2)])
     trainer.fit(tiny_module(), TinyImages())
-    axes = (2 + 1) * (3 + 2)
-    assert drawn == [(f"val/groupings/{i}", axes, step) for step in (4, 9) for i in range(2)]
+    texts = ["input", "true groups", *(f"step {t}" for t in (1, 2, 3)), "mean 1", "mean 2"]
+    assert drawn == [(f"val/groupings/{i}", texts, step) for step in (4, 9) for i in range(2)]
 
 
 class KillIn(pl.Callback):

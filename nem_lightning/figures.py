@@ -29,7 +29,7 @@ COLOURS = np.array(
 """One colour for each component or object; 9 to 16 are these darker, 17 to 24 lighter, then they repeat."""
 
 CELL, GAP, FRAME, TEXT, LABELS, DPI = 112, 8, 2, 20, 104, 120
-"""Pixels of about one small picture, between two of them, of a frame, of a line of text, of the labels of rows; and of an
+"""Pixels of about one small picture, between two, of a frame, of a line of text, of labels of rows; and of an
 inch."""
 
 

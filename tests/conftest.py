@@ -48,13 +48,19 @@ def real_mnist() -> Path:
     return _shared("data/mnist")
 
 
+FEW = {"training": 3000, "validation": 300, "test": 300, "single": 300}
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
-    """A data folder with the Shapes set in it, generated once for all tests."""
-    from nem_lightning.datamodules import ShapesDataModule
+    """A data folder with Shapes of 28 pixels and of 12 pixels with one object, a few images of each."""
+    from nem_lightning.datamodules import ShapesDataModule, shapes
 
     folder = tmp_path_factory.mktemp("data")
-    ShapesDataModule(str(folder)).prepare_data()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "SPLITS", FEW)
+        for size, num_objects in ((28, 3), (12, 1)):
+            ShapesDataModule(str(folder), size=size, num_objects=num_objects).prepare_data()
     return folder
 
 

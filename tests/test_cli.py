@@ -96,7 +96,7 @@ def test_train_then_evaluate_with_another_k_and_t(shell, tmp_path):
     printed = shell("evaluate.py", f"ckpt_path={best}", "num_components=5", "num_steps=4", "num_starts=2", "split=val")
     scores = json.loads(only(tmp_path.glob("outputs/evaluations/*/scores.json")).read_text())
     assert len(scores["by_step"]) == 4 and scores["num_components"] == 5
-    assert scores["split"] == "val" and scores["num_images"] == 10_000 and "Traceback" not in printed
+    assert scores["split"] == "val" and scores["num_images"] == 300 and "Traceback" not in printed
     assert f"{scores['by_step'][3]['ami_max']:.4f}" in printed and "K=5" in printed
     assert scores["num_starts"] == 2 and "the best of 2 starts" in printed
     assert only(tmp_path.glob("outputs/evaluations/*/groupings.png")).stat().st_size > 1000

@@ -1,12 +1,13 @@
 import logging
-import multiprocessing
 import os
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from commands import forking
 from sklearn.cluster import KMeans
 from torch.utils.data import DistributedSampler
 
@@ -59,14 +60,22 @@ def test_k_means_scores_what_it_is_known_to():
     assert abs(scores.nanmean() - 0.812) < 0.02
 
 
+@pytest.fixture(scope="module")
+def whole_set(tmp_path_factory) -> Path:
+    """A data folder with the whole set of 28 pixels in it."""
+    folder = tmp_path_factory.mktemp("whole")
+    ShapesDataModule(str(folder)).prepare_data()
+    return folder
+
+
 def array_in(file: h5py.File, name: str) -> h5py.Dataset:
     array = file[name]
     assert isinstance(array, h5py.Dataset)
     return array
 
 
-def test_the_published_layout(data_dir):
-    datamodule = ShapesDataModule(str(data_dir))
+def test_the_published_layout(whole_set):
+    datamodule = ShapesDataModule(str(whole_set))
     with h5py.File(datamodule.path) as file:
         assert set(file) == set(SPLITS)
         for name, count in SPLITS.items():
@@ -74,11 +83,11 @@ def test_the_published_layout(data_dir):
                 array = array_in(file, f"{name}/{key}")
                 assert array.shape == (1, count, 28, 28, 1) and array.dtype == np.float32
         assert set(np.unique(array_in(file, "single/groups")[:, :100])) == {0, 1}
-    assert [path.name for path in data_dir.iterdir()] == [datamodule.path.name]  # nothing half-written
+    assert [path.name for path in whole_set.iterdir()] == [datamodule.path.name]  # nothing half-written
 
 
-def test_batches(data_dir):
-    datamodule = ShapesDataModule(str(data_dir), batch_size=48)
+def test_batches(whole_set):
+    datamodule = ShapesDataModule(str(whole_set), batch_size=48)
     datamodule.setup()
     train, val = datamodule.train_dataloader(), datamodule.val_dataloader()
     batch = next(iter(train))
@@ -92,9 +101,9 @@ def test_batches(data_dir):
     assert torch.equal(one["frames"], next(iter(val))["frames"][3]) and one["groups"].shape == (1, 28, 28)
 
 
-def test_the_order_of_training_batches_depends_on_seed_and_epoch(data_dir):
+def test_the_order_of_training_batches_depends_on_seed_and_epoch(whole_set):
     def first(seed: int, epoch: int) -> torch.Tensor:
-        datamodule = ShapesDataModule(str(data_dir), seed=seed)
+        datamodule = ShapesDataModule(str(whole_set), seed=seed)
         datamodule.setup("fit")
         loader = datamodule.train_dataloader()
         assert isinstance(loader.sampler, DistributedSampler)
@@ -168,8 +177,8 @@ def test_bad_files(tmp_path):
         ShapesDataModule(str(tmp_path)).setup()
 
 
-def test_a_truncated_file(data_dir, tmp_path):
-    whole = ShapesDataModule(str(data_dir)).path.read_bytes()
+def test_a_truncated_file(whole_set, tmp_path):
+    whole = ShapesDataModule(str(whole_set)).path.read_bytes()
     datamodule = ShapesDataModule(str(tmp_path))
     datamodule.path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="delete it to generate it anew"):
@@ -194,7 +203,7 @@ def _prepare(folder: str) -> None:
 
 
 def test_several_processes_at_once(tmp_path, monkeypatch):
-    context = multiprocessing.get_context("spawn")
+    context = forking()
     processes = [context.Process(target=_prepare, args=(str(tmp_path),)) for _ in range(3)]
     for process in processes:
         process.start()

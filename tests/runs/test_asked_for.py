@@ -23,8 +23,8 @@ if "SUBMITIT_EXECUTOR" in os.environ:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("data"))
+def data(data_dir) -> str:
+    return str(data_dir)
 
 
 @pytest.fixture

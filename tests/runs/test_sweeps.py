@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import Command
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hypothesis import given
@@ -23,6 +24,7 @@ TINY = [
     "data.size=12",
     "data.num_objects=1",
     "model.m_step.hidden_size=10",
+    "model.num_starts=2",
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=3",
     "trainer.limit_val_batches=2",
@@ -37,15 +39,14 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def sweep(folder):
+def sweep(folder, data_dir):
     """Run a sweep in ``folder``; gives what it printed. It must end with the exit status ``status``."""
 
     def finish(*arguments: str, status: int = 0) -> str:
-        command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"paths.data_dir={folder}/data", *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-        assert done.returncode == status, done.stdout + done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        return done.stdout + done.stderr
+        own = {"NEM_DATA_DIR": str(data_dir)}
+        printed = Command("train.py", "-m", *TINY, *arguments, folder=folder, environment=own).end(status)
+        assert "Traceback" not in printed
+        return printed
 
     return finish
 

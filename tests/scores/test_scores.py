@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from commands import forking
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
@@ -126,7 +127,7 @@ def _worker(rank: int, world: int, address: str, results) -> None:
 
 
 def test_two_processes(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
+    context = forking()
     results = context.SimpleQueue()
     arguments = (2, f"file://{tmp_path}/rendezvous", results)
     processes = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(2)]

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import json
-import multiprocessing
 import os
 import socket
 from pathlib import Path
 
 import pytest
 import torch
+from commands import forking
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from tiny import SHAPE, TinyImages, default_scores, scores_of, tiny_trainer
@@ -92,7 +92,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = forking()
     folders = {world: tmp_path_factory.mktemp(f"of{world}") for world in (1, 2)}
     processes = [
         context.Process(target=fit, args=(rank, world, port, str(folder)))

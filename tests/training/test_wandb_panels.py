@@ -14,9 +14,10 @@ FEW += ["trainer.limit_test_batches=1", "trainer.log_every_n_steps=1", "hydra.ru
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory) -> list[Record]:
+def records(tmp_path_factory, data_dir) -> list[Record]:
     folder: Path = tmp_path_factory.mktemp("wandb")
-    Command("train.py", *SMALL, *FEW, "logger=wandb", folder=folder).end()
+    data = f"paths.data_dir={data_dir}"
+    Command("train.py", *SMALL, *FEW, data, "logger=wandb", folder=folder).end()
     (path,) = folder.glob("run/wandb/offline-run-*/run-*.wandb")
     return [Record.FromString(data) for data in pieces(path.read_bytes())]
 

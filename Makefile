@@ -15,7 +15,7 @@ test: $(VENV)/installed  ## check style and types, and run the tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
-	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 reproduce: $(VENV)/installed  ## train, score and tabulate all rows of the results (days on a CPU)
 	$(VENV)/bin/python -m reproduce all $(ARGS)

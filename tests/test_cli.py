@@ -70,7 +70,11 @@ def wait_for(folder: Path, pattern: str) -> None:
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_help(shell, script):
     printed = shell(script, "--help")
-    assert f"python {script}" in printed and "Examples" in printed and "data: shapes, voc" in printed
+    assert (
+        f"python {script}" in printed
+        and "Examples" in printed
+        and "data: flying_mnist, flying_shapes, shapes, voc" in printed
+    )
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])

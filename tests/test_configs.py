@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 from devkit import make_devkit
+from digits import make_digits
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
@@ -45,7 +46,7 @@ def composed(name: str, overrides: list[str], tmp_path: Path, data_dir: Path):
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, capsys):
+def run(tmp_path, data_dir, capsys, monkeypatch):
     """Train with few batches of little data; gives the config and what was printed."""
 
     def train(*overrides: str):
@@ -54,6 +55,9 @@ def run(tmp_path, data_dir, capsys):
             config.data.devkit = str(make_devkit(tmp_path / "voc"))
             config.data.cache_dir = str(tmp_path / "voc")
             config.data.batch_size = 8
+        if config.data._target_.endswith("FlyingMNISTDataModule"):
+            monkeypatch.setattr("nem_lightning.datamodules.mnist.IMAGES", make_digits(tmp_path / "mnist"))
+            config.data.mnist_dir = str(tmp_path / "mnist")
         with RunFolder(config.paths.run_dir) as folder:
             score = train_script.train(config, folder)
         assert 0 < score < (1 if config.pixels.binary else 5)

@@ -201,7 +201,7 @@ class VOCDataModule(FramesDataModule[TensorFrames]):
         split = _split(stage)
         path = self._cache_path(split, self._names(split))
         try:
-            with np.load(path) as file:
+            with open(path, "rb") as opened, np.load(opened) as file:  # NumPy leaves a damaged file open
                 images, groups = torch.from_numpy(file["images"]), torch.from_numpy(file["groups"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: cannot be read ({error}); delete it to resize the images anew") from error
@@ -234,8 +234,8 @@ def _chosen(stage: str, count: int) -> Tensor:
 
 def _open(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()
+            return image
     except (OSError, SyntaxError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error})") from error
-    return image

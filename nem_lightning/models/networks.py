@@ -1,15 +1,53 @@
-"""Convolutional encoders and decoders for :class:`~nem_lightning.models.m_steps.RecurrentMStep`.
+"""Encoders and decoders for :class:`~nem_lightning.models.m_steps.RecurrentMStep`.
 
 Shapes: N images (a batch times its components), C channels, H by W pixels, D state size.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from torch import nn
 
 from nem_lightning.errors import require, require_count, require_flag
 from nem_lightning.models.grouping import checked_shape
+
+
+class DenseEncoder(nn.Sequential):
+    """One fully connected layer of ELU units with layer normalisation: (N, C, H, W) -> (N, features).
+
+    Args:
+        image_shape: (C, H, W).
+        features: of the layer, at least 1.
+
+    Raises:
+        InputError: a number below 1.
+    """
+
+    def __init__(self, image_shape: Sequence[int], features: int = 512) -> None:
+        require_count("features", features)
+        pixels = math.prod(checked_shape(image_shape))
+        super().__init__(nn.Flatten(), nn.Linear(pixels, features), nn.LayerNorm(features), nn.ELU())
+
+
+class DenseDecoder(nn.Sequential):
+    """A fully connected layer of ReLU units with layer normalisation, then a linear layer: (N, D) -> (N, C, H, W).
+
+    Args:
+        image_shape: (C, H, W).
+        state_size: D, at least 1.
+        features: of the first layer, at least 1.
+
+    Raises:
+        InputError: a number below 1.
+    """
+
+    def __init__(self, image_shape: Sequence[int], state_size: int, features: int = 512) -> None:
+        require_count("state_size", state_size)
+        require_count("features", features)
+        shape = checked_shape(image_shape)
+        layers = [nn.Linear(state_size, features), nn.LayerNorm(features), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(features, math.prod(shape)), nn.Unflatten(1, shape))
 
 
 class ConvEncoder(nn.Sequential):

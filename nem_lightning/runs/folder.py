@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import shutil
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -148,7 +149,8 @@ class RunFolder:
     def newest_checkpoint(self, first: str | None = None) -> Path | None:
         """The checkpoint that the run goes on from; None if it starts from the beginning.
 
-        A checkpoint that cannot be read is left out, with a warning.
+        A checkpoint that cannot be read is left out, with a warning. If the run was killed between saving the best and
+        the last checkpoint of an epoch, the best one becomes the last one too.
 
         Args:
             first: the checkpoint of another run that this one began from. If this run was stopped before it trained
@@ -169,7 +171,12 @@ class RunFolder:
                     log.warning("%s; it is left out", str(error).removeprefix("ckpt_path="))
         if first is not None:
             steps[Path(first)] = checkpoints.read_run(first)["global_step"]
-        return max(steps, key=steps.__getitem__, default=None)
+        newest = max(steps, key=steps.__getitem__, default=None)
+        last, _, best = (self.path / "checkpoints" / name for name in CHECKPOINTS)
+        if newest == best:
+            with atomic_file(last) as temporary:
+                shutil.copyfile(best, temporary)
+        return newest
 
     def finish(self, scores: dict[str, Any]) -> None:
         """Write ``scores.json``.

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from digits import make_digits
 
 from nem_lightning.datamodules import FlyingMNISTDataModule, FlyingShapesDataModule, mnist, published
 from nem_lightning.datamodules.flying import UNIT, FlyingDataModule, Trajectories, fly
@@ -26,16 +27,8 @@ def few(monkeypatch):
 @pytest.fixture
 def digits(tmp_path, monkeypatch) -> Path:
     """A folder with small files in MNIST's format, whose hashes are those expected."""
-    folder, rng = tmp_path / "mnist", np.random.default_rng(0)
-    folder.mkdir()
-    files = {}
-    for name, count in (("train-images-idx3-ubyte.gz", 600), ("t10k-images-idx3-ubyte.gz", 50)):
-        header = np.array([2051, count, 28, 28], ">i4").tobytes()
-        data = header + rng.integers(0, 256, (count, 28, 28), np.uint8).tobytes()
-        (folder / name).write_bytes(gzip.compress(data))
-        files[name] = (count, "", mnist.hashlib.sha256(data).hexdigest())
-    monkeypatch.setattr(mnist, "IMAGES", files)
-    return folder
+    monkeypatch.setattr(mnist, "IMAGES", make_digits(tmp_path / "mnist"))
+    return tmp_path / "mnist"
 
 
 def drawn(data: FlyingDataModule, stage: str = "train") -> Trajectories:

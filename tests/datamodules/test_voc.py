@@ -127,6 +127,7 @@ def served(tmp_path, monkeypatch):
     monkeypatch.setattr("nem_lightning.datamodules.voc.HASH", f"md5:{pooch.file_hash(str(archive), alg='md5')}")
     yield
     server.shutdown()
+    server.server_close()
 
 
 def test_download(served, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.m_steps import RecurrentMStep
-from nem_lightning.models.networks import ConvDecoder, ConvEncoder
+from nem_lightning.models.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 
 
 @pytest.mark.parametrize(("size", "channels", "state"), [(28, [32, 64], 100), (24, [32, 64, 128], 250)])
@@ -30,6 +30,15 @@ def test_the_input_is_normalised_image_by_image():
     assert torch.allclose(encoder(image), encoder(3 * image + 1), atol=1e-4)
     image[1] = 0
     assert encoder(image).isfinite().all()
+
+
+def test_dense_networks():
+    shape = (3, 6, 5)
+    encoder, decoder = DenseEncoder(shape, 7), DenseDecoder(shape, 4, features=8)
+    m_step = RecurrentMStep(shape, 4, encoder=encoder, decoder=decoder)
+    new, params = m_step(torch.rand(2, 3, *shape), torch.zeros(2, 3, 4))
+    assert new.shape == (2, 3, 4) and params.shape == (2, 3, *shape) and params.min() < 0
+    assert m_step.input_layer.in_features == 7
 
 
 def test_bad_sizes():

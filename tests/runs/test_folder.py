@@ -34,7 +34,9 @@ def test_a_run_goes_on_from_the_checkpoint_of_the_most_steps(tmp_path):
     save(own / "best.ckpt", 5)  # taken along; no step was trained yet
     assert folder.newest_checkpoint(first) == tmp_path / "other" / "last.ckpt"
     save(own / "best.ckpt", 10)
+    save(own / "last.ckpt", 5)  # killed before it was saved anew
     assert folder.newest_checkpoint(first) == own / "best.ckpt"
+    assert (own / "last.ckpt").read_bytes() == (own / "best.ckpt").read_bytes()
     save(own / "interrupted.ckpt", 12)
     save(own / "last.ckpt", 12)
     assert folder.newest_checkpoint(first) == own / "last.ckpt"
@@ -58,8 +60,8 @@ def test_the_same_run_goes_on_in_its_folder_and_another_is_refused(tmp_path):
 
     with RunFolder(tmp_path / "one") as run:
         run.claim(settings(tmp_path / "one"))
-        with pytest.raises(InputError, match="another process is running it"):
-            RunFolder(tmp_path / "one").claim(settings(tmp_path / "one"))
+        with pytest.raises(InputError, match="another process is running it"), RunFolder(tmp_path / "one") as other:
+            other.claim(settings(tmp_path / "one"))
     moved = (tmp_path / "one").rename(tmp_path / "two")
     with RunFolder(moved) as run:
         run.claim({**settings(moved), "logger": {"csv": {}}, "trainer": {"accelerator": "cpu"}})

@@ -22,6 +22,9 @@ from nem_lightning.scores.images import Confidence, ReconstructionError
 from nem_lightning.scores.mutual_information import AdjustedMutualInformation, adjusted_mutual_information
 from nem_lightning.scores.rand_index import AdjustedRandIndex, adjusted_rand_index
 
+EMPTY = pytest.mark.filterwarnings("ignore:The ``compute`` method")
+"""Scores of no image are asked for."""
+
 
 def expected(labels: torch.Tensor, groups: torch.Tensor, score) -> np.ndarray:
     """scikit-learn's score of each image on its scored pixels; NaN where there are none."""
@@ -243,6 +246,7 @@ def updated(scores: dict[str, Score], *parts: slice):
     return found, model, image, groups, last
 
 
+@EMPTY
 def test_a_set_gives_every_score_and_every_number_of_the_model():
     scores = {**default_scores(), "first": ShareOfFirst(), "best_overlap": MeanBestOverlap()}
     found, model, image, groups, last = updated(scores, slice(0, 4), slice(4, 6))
@@ -287,6 +291,7 @@ def test_two_scores_of_a_users_own_class_are_not_mixed():
     assert [values[name].item() for name in ("one", "two")] == pytest.approx(expected.tolist())
 
 
+@EMPTY
 def test_sets_do_not_share_what_they_count():
     scores, model = {"first": ShareOfFirst()}, tiny_model()
     one, other = ScoreSet(scores, model), ScoreSet(scores, model)

@@ -1,13 +1,24 @@
 """The examples of README and docs do what they say."""
 
 import contextlib
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from conftest import ROOT
+from devkit import make_devkit
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+
+from nem_lightning.runs import kinds
 
 
 def test_a_model_a_data_set_and_a_score_as_the_page_on_extending_shows_them(tmp_path):
@@ -41,3 +52,70 @@ def test_the_notebook():
             exec(cell.removeprefix("%matplotlib inline\n"), found)
     assert found["four"][-1].responsibilities.shape == (12, 4, 1, 28, 28) and len(found["four"]) == 15
     assert found["num_components"] == 4 and 0.7 < found["ami"].compute() < 0.85  # as the notebook says
+
+
+def commands() -> list[str]:
+    """Every ``python ...`` command in README, docs and the help of the scripts, without its comment."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "conf" / "hydra").glob("*.yaml")]
+    found = re.findall(
+        r"python ((?:train|evaluate)\.py|-m [a-z_.]+)((?: [^ `#|&\n)]+)*)", "\n".join(map(Path.read_text, pages))
+    )
+    return sorted({f"{script}{arguments}" for script, arguments in found if "$g" not in arguments})
+
+
+FITTING = {"/path/to/VOCdevkit": "{devkit}", "outputs/RUN": "{run}", "outputs/<run>": "{run}", "...": "{checkpoint}"}
+FITTING |= {
+    "results/checkpoints/": f"{ROOT}/results/checkpoints/",
+    "seed=S": "seed=3",
+    "$SLURM_JOB_ID": "7",
+    "<time>": "mine",
+}
+
+
+@pytest.mark.parametrize("command", [each for each in commands() if re.match(r"(train|evaluate)\.py", each)])
+def test_a_command_composes_and_its_parts_can_be_built(command, tmp_path, data_dir):
+    """Its data, model, callbacks and loggers; :mod:`test_configs` trains each of them."""
+    for words, value in FITTING.items():
+        command = command.replace(words, value)
+    script, *arguments = command.format(
+        devkit=make_devkit(tmp_path), run=tmp_path / "run", checkpoint=CHECKPOINT
+    ).split()
+    if arguments == ["--help"] or "--config-dir" in arguments:  # tested above, and in test_cli
+        return
+    is_sweep, overrides = "-m" in arguments, [each for each in arguments if each != "-m"]
+    if is_sweep:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        own = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not o.is_sweep_override()]
+        overrides = [*BasicSweeper.split_arguments([o for o in parsed if o.is_sweep_override()], None)[0][0], *own]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        places = [f"paths.run_dir={tmp_path}/run", f"paths.data_dir={data_dir}"]
+        config = compose(Path(script).stem, overrides=[*places, *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    data = instantiate(config.data)
+    assert instantiate(config.scores)
+    if script == "train.py":
+        config.pixels = {"shape": list(data.image_shape), "binary": data.binary}
+        instantiate(config.model).check_images(data.image_shape, data.binary)
+        kinds.require_kinds("callbacks", config.callbacks)
+    else:
+        assert config.ckpt_path
+
+
+CHECKPOINT = ROOT / "results" / "checkpoints" / "rnn_em_seed0.ckpt"
+
+
+@pytest.mark.parametrize("command", [each for each in commands() if each.startswith("-m ")])
+def test_a_command_of_a_module_takes_its_options(command):
+    _, name, *options = command.split()
+    names = {option.partition("=")[0] for option in options if option.startswith("--")}
+    printed = help_of(name)
+    assert all(option in printed for option in names)
+    for task in [each for each in options[:1] if re.fullmatch("[a-z]+", each)]:
+        assert task in printed
+
+
+@functools.cache
+def help_of(module: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout

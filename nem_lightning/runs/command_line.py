@@ -44,6 +44,8 @@ logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
     lambda record: not re.search(r"Tip:|Ignoring `Trainer\(max_time", record.getMessage())  # our own timer has it
 )
 warnings.filterwarnings("ignore", message=".*LeafSpec")
+# The launcher's file has the name of the plugin's schema on purpose; Hydra < 1.4 takes both.
+warnings.filterwarnings("ignore", message="(?s).*validated against ConfigStore schema with the same name")
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def sweep(tmp_path):
         command = ["train.py", "-m", *TINY, "hydra.sweep.dir=mine", *arguments]
         wide = {"COLUMNS": "1000", **environment}  # each run on one line, however long the names of folders are
         printed = Command(*command, folder=tmp_path, environment=wide).end(status)
-        assert "Traceback" not in printed
+        assert "Traceback" not in printed and "ConfigStore" not in printed
         assert "Sweep mine" in printed, printed
         return [line.strip() for line in printed[printed.index("Sweep mine") :].splitlines()]
 

@@ -48,6 +48,8 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     module.model.check_images(datamodule.image_shape, datamodule.binary)
     if config.ckpt_path is not None:  # raises if the weights do not fit
         checkpoints.weights(checkpoints.read_run(config.ckpt_path), module, config.ckpt_path)
+    if config.weights_from is not None:
+        checkpoints.begin_with(config.weights_from, module)
     plain_config = command_line.plain(config)
     kinds.require_trainer(config.trainer)
     kinds.require_kinds("callbacks", config.callbacks)

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -31,6 +33,9 @@ COLOURS = np.array(
 CELL, GAP, FRAME, TEXT, LABELS, DPI = 112, 8, 2, 20, 104, 120
 """Pixels of about one small picture, between two, of a frame, of a line of text, of labels of rows; and of an
 inch."""
+
+SECONDS_A_STEP = 0.4
+"""Of animations."""
 
 
 def colours(count: int) -> np.ndarray:
@@ -204,6 +209,48 @@ def gallery(image: Tensor, groups: Tensor, grouping: Grouping, count: int = 12, 
     return mosaic.figure()
 
 
+def animation(
+    frames: Tensor, groups: Tensor, trajectory: Sequence[Grouping], count: int = 4, caption: str = ""
+) -> list[Image.Image]:
+    """Draw what a model finds in several sequences, a picture for each step.
+
+    A row for each sequence shows the frame that the step explains, its true groups, the grouping, and each component's
+    mean, which is its prediction of the frame.
+
+    Args:
+        frames: (B, F, C, H, W), values in [0, 1].
+        groups: (B, F, H, W), objects from 1.
+        trajectory: the groupings after steps 1 to T for the batch.
+        count: how many sequences, the first of the batch.
+        caption: the pictures' title, before the step.
+    """
+    count = min(count, len(frames))
+    num_means = trajectory[0].responsibilities.shape[1] if trajectory[0].mean is not None else 0
+    pictures = []
+    for step, grouping in enumerate(trajectory, start=1):
+        mosaic = Mosaic(count, 3 + num_means, frames.shape[-2:], caption=f"{caption} step {step}".lstrip())
+        for column, text in enumerate(["frame", "true groups", "found", *(f"mean {k + 1}" for k in range(num_means))]):
+            mosaic.title(0, column, text)
+        image, of_image = frame_pair(frames, step)[1], groups_of_step(groups, step)
+        for row in range(count):
+            mosaic.show(row, 0, image_pixels(image[row]))
+            mosaic.show(row, 1, groups_colours(of_image[row], grouping.labels[row]))
+            mosaic.show(row, 2, grouping_colours(grouping.responsibilities[row, :, 0]))
+            for k, colour in enumerate(colours(num_means)):
+                assert grouping.mean is not None
+                mosaic.show(row, 3 + k, image_pixels(grouping.mean[row, k]), colour)
+        canvas = FigureCanvasAgg(mosaic.figure())
+        canvas.draw()
+        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
+    return pictures
+
+
+def save_animation(pictures: Sequence[Image.Image], file: Path | BinaryIO) -> None:
+    """Write pictures to a GIF that repeats for ever."""
+    first, *others = (picture.quantize(64) for picture in pictures)
+    first.save(file, "GIF", save_all=True, append_images=others, duration=SECONDS_A_STEP * 1000, loop=0)
+
+
 class Pictures(NamedTuple):
     """Paths of the pictures of a model's groupings."""
 
@@ -211,10 +258,14 @@ class Pictures(NamedTuple):
     """One image, step by step."""
     gallery: Path
     """Several images after the last step."""
+    animation: Path | None
+    """Several sequences, step by step; None for still images."""
 
 
 def save(model: GroupingModel, batch: Batch, generator: torch.Generator, folder: Path, name: str) -> Pictures:
     """Draw what a model finds in the first images of a batch: ``groupings.png`` and ``gallery.png``.
+
+    For sequences, draw ``animation.gif`` too.
 
     Args:
         model: the model.
@@ -230,7 +281,10 @@ def save(model: GroupingModel, batch: Batch, generator: torch.Generator, folder:
         trajectory = model(frames, generator=generator)
     steps = len(trajectory)
     image, of_image = frame_pair(frames, steps)[1], groups_of_step(groups, steps)
-    pictures = Pictures(folder / "groupings.png", folder / "gallery.png")
+    moving = folder / "animation.gif" if frames.shape[1] > 1 else None
+    pictures = Pictures(folder / "groupings.png", folder / "gallery.png", moving)
     groupings(frames, groups, trajectory, caption=f"first of the {name}").savefig(pictures.groupings)
     gallery(image, of_image, trajectory[-1], caption=f"{name}, step {steps}").savefig(pictures.gallery)
+    if moving is not None:
+        save_animation(animation(frames, groups, trajectory, caption=f"{name},"), moving)
     return pictures

@@ -170,7 +170,8 @@ class Evaluator:
         batch = next(scoring.batches(self.images["test"]))
         generator = module.generator("test", 0)
         with tempfile.TemporaryDirectory() as folder:
-            for picture in figures.save(module.model, batch, generator, Path(folder), f"test images: {row.title}"):
+            pictures = figures.save(module.model, batch, generator, Path(folder), f"test images: {row.title}")
+            for picture in filter(None, pictures):
                 with atomic_file(self.results / "pictures" / f"{row.name}_{picture.name}") as file:
                     shutil.copyfile(picture, file)
 

@@ -87,6 +87,7 @@ def test_every_model_trains_on_every_data_set(run, model, data):
 @pytest.mark.parametrize("experiment", files("experiment"))
 def test_every_experiment_trains(run, experiment):
     size = ["data.size=16", "model.m_step.hidden_size=20"] if "voc" in experiment else []
+    size += ["data.batch_size=2", "model.num_steps=3"] if "flying" in experiment else []
     config, _ = run(f"experiment={experiment}", "logger=none", *size)
     assert (Path(config.paths.run_dir) / "checkpoints" / "best.ckpt").exists()
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from tiny import TinyImages, em_of, m_step_of, tiny_module
 
 from nem_lightning import figures
@@ -123,7 +124,7 @@ def test_pictures_are_of_what_is_scored(tmp_path, dtype):
         figures.save(module.model, batch, module.generator("test", 0), tmp_path, "test images") for _ in range(2)
     ]
     assert module.training and dropout.training
-    assert all(path.stat().st_size > 1000 for path in pictures[0])
+    assert all(path.stat().st_size > 1000 for path in pictures[0] if path is not None) and pictures[0].animation is None
     assert all(map(torch.equal, drawn[:3], drawn[3:])) and len(drawn) == 6
 
 
@@ -131,3 +132,19 @@ def test_two_dozen_components_have_colours_of_their_own():
     found = figures.colours(24)
     assert found.min() >= 0 and found.max() <= 1
     assert min(np.abs(one - other).sum() for i, one in enumerate(found) for other in found[:i]) > 0.15
+
+
+def test_an_animation_shows_each_step_of_each_sequence(tmp_path):
+    frames, groups, iterates = torch.rand(2, 4, 1, 6, 5), torch.randint(0, 4, (2, 4, 6, 5)), trajectory(3, 2, 1)
+    pictures = figures.animation(frames, groups, iterates, caption="few,")
+    mosaic = figures.Mosaic(2, 5, (6, 5), caption="few, step 1")
+    assert len(pictures) == 3
+    for step, picture in enumerate(pictures, start=1):
+        pixels = np.asarray(picture)
+        assert pixels.shape == mosaic.pixels.shape
+        down, across = mosaic.corner(1, 0)
+        shown = pixels[down : down + 6 * mosaic.scale : mosaic.scale, across : across + 5 * mosaic.scale : mosaic.scale]
+        np.testing.assert_allclose(shown / 255, figures.image_pixels(frames[1, step]), atol=0.01)
+    figures.save_animation(pictures, tmp_path / "animation.gif")
+    with Image.open(tmp_path / "animation.gif") as saved:
+        assert getattr(saved, "n_frames") == 3 and saved.size == pictures[0].size  # noqa: B009

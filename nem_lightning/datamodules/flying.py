@@ -217,7 +217,7 @@ class FlyingShapesDataModule(FlyingDataModule):
         size: int = 28,
         num_objects: int = 3,
         num_frames: int = 21,
-        max_speed: float = 2.0,
+        max_speed: float = 1.0,
         batch_size: int = 64,
         generation_seed: int = 0,
         seed: int = 0,

@@ -107,7 +107,7 @@ class FlyingMNISTDataModule(FlyingDataModule):
         num_objects: int = 2,
         num_digits_used: int | str = 500,
         num_frames: int = 21,
-        max_speed: float = 2.0,
+        max_speed: float = 1.0,
         download: bool = False,
         batch_size: int = 64,
         generation_seed: int = 0,

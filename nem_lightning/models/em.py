@@ -84,6 +84,7 @@ class NeuralEM(GroupingModel):
         "loss_intra": Heading("", ".5g"),
         "loss_inter": Heading("", ".5g"),
         "log_likelihood": Heading("log likelihood (nats)", ".5g"),
+        "upper_bound": Heading("upper bound (nats)", ".5g"),
     }
 
     def __init__(
@@ -230,7 +231,11 @@ class NeuralEM(GroupingModel):
         return log_prob.logsumexp(1).sum((1, 2, 3))
 
     def report(self, target: Tensor, grouping: Grouping) -> dict[str, Tensor]:
-        """Give equation 5 of this step with its two terms, and the log likelihood, in nats, means over the batch."""
+        """Give equation 5 of this step with its two terms, the log likelihood and the upper bound.
+
+        All are in nats, means over the batch. The upper bound is the cross-entropy of the best component at each pixel,
+        - sum_n max_k log P(x_n | mu_kn): what the components could explain if the grouping were perfect.
+        """
         if not isinstance(grouping, Iterate):
             raise TypeError(f"{type(grouping).__name__}: NeuralEM reports on its own iterates")
         loss = self.loss.of_step(target, grouping)
@@ -239,6 +244,7 @@ class NeuralEM(GroupingModel):
             "loss_intra": loss.intra,
             "loss_inter": loss.inter,
             "log_likelihood": self.log_likelihood(target, grouping.params).mean(),
+            "upper_bound": -self.likelihood.log_prob(target.unsqueeze(1), grouping.params).amax(1).sum() / len(target),
         }
 
     # Training

@@ -21,7 +21,7 @@ from nem_lightning.report.runs import Run, find
 from nem_lightning.report.sweep import Configuration, Sweep, best_first, shown
 from nem_lightning.runs.settings import ABSENT
 
-PICTURES = {"gallery.png": "Gallery", "groupings.png": "Grouping by EM step"}
+PICTURES = {"gallery.png": "Gallery", "groupings.png": "Grouping by EM step", "animation.gif": "Animation"}
 PICTURE_WIDTH = 1400
 SMALL_PICTURE_BYTES = 60_000
 PICTURE_BYTES = 6_000_000  # of all pictures together
@@ -169,11 +169,11 @@ def _picture_urls(run: Run) -> dict[str, str]:
 
 
 def _data_url(path: Path) -> str:
-    """Encode a small PNG unchanged, and any other picture as WebP, at most ``PICTURE_WIDTH`` wide."""
+    """Encode a small PNG and an animation unchanged, any other picture as WebP, at most ``PICTURE_WIDTH`` wide."""
     with Image.open(path) as image:
         image.load()
-    if image.format == "PNG" and path.stat().st_size <= SMALL_PICTURE_BYTES:
-        kind, content = "png", path.read_bytes()
+    if image.format == "GIF" or (image.format == "PNG" and path.stat().st_size <= SMALL_PICTURE_BYTES):
+        kind, content = image.format.lower(), path.read_bytes()
     else:
         picture, file = image.convert("RGB"), io.BytesIO()
         picture.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))

@@ -149,6 +149,7 @@ def scores_of_test(module: "GroupingModule", split: str) -> dict[str, Any]:
         "seed": module.seed,
         "headings": scores.headings if scores else {},
         "by_step": scores.by_step if scores else [],
+        **({"mean_over_steps": scores.mean_over_steps} if scores and scores.num_frames > 1 else {}),
     }
 
 
@@ -156,11 +157,15 @@ def print_saved_scores(title: str, scores: Mapping[str, Any], console: Console) 
     """Print what ``scores.json`` holds, a row for each step."""
     starts = f", the best of {scores['num_starts']} starts" if scores["num_starts"] > 1 else ""
     headings = {name: Heading(*heading) for name, heading in scores["headings"].items()}
-    print_scores_by_step(title + starts, headings, scores["by_step"], console)
+    print_scores_by_step(title + starts, headings, scores["by_step"], console, scores.get("mean_over_steps"))
 
 
 def print_scores_by_step(
-    title: str, headings: Mapping[str, Heading], by_step: Sequence[Mapping[str, float | None]], console: Console
+    title: str,
+    headings: Mapping[str, Heading],
+    by_step: Sequence[Mapping[str, float | None]],
+    console: Console,
+    mean: Mapping[str, float | None] | None = None,
 ) -> None:
     """Print a table: a row for each step, a column for each score with a title; NaN is "-".
 
@@ -171,12 +176,17 @@ def print_scores_by_step(
         headings: by name of the score.
         by_step: a value for each name, after each step.
         console: where to print.
+        mean: over all steps, for a last row.
     """
     steps = [str(step) for step in range(1, len(by_step) + 1)]
+    rows = list(by_step)
+    if mean is not None:
+        steps.append("mean")
+        rows.append(mean)
     columns = []
     for name, (heading, spec) in headings.items():
         if heading:
-            values = [_shown(row[name], spec) for row in by_step]
+            values = [_shown(row[name], spec) for row in rows]
             width = max(map(len, (*heading.split(), *values)))
             columns.append((width, Text("\n".join(textwrap.wrap(heading, width))), values))
     console.print(Text(title if columns else f"{title}: none", style="table.title"), soft_wrap=True)
@@ -210,7 +220,8 @@ class Place:
 
 def places_of(pictures: "Pictures") -> list[Place]:
     """Label the pictures of a model's groupings."""
-    return [Place("groupings by step", pictures.groupings), Place("gallery", pictures.gallery)]
+    places = [Place("groupings by step", pictures.groupings), Place("gallery", pictures.gallery)]
+    return places + ([Place("animation", pictures.animation)] if pictures.animation else [])
 
 
 def print_places(places: Sequence[Place], console: Console) -> None:

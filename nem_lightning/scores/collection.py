@@ -29,6 +29,13 @@ class TestScores:
     """How many images were tested."""
     unscored_images: int
     """How many of them have no scored pixel."""
+    num_frames: int = 1
+    """F of the last batch; 1 for still images."""
+
+    @property
+    def mean_over_steps(self) -> dict[str, float]:
+        """The mean of each score over all steps."""
+        return {name: sum(step[name] for step in self.by_step) / len(self.by_step) for name in self.headings}
 
 
 class _Images(Score):

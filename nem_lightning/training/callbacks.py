@@ -1,6 +1,7 @@
 """What happens around the training steps."""
 
 import contextlib
+import io
 import logging
 import shutil
 from collections.abc import Mapping
@@ -228,7 +229,7 @@ class LogGroupings(pl.Callback):
     """Draws the groupings of fixed validation images after each validation.
 
     They go to every logger that takes pictures (W&B, TensorBoard) as ``val/groupings``, one picture an
-    image, at the step of the scores of the same validation.
+    image, at the step of the scores of the same validation. W&B gets sequences as the animation ``val/animation`` too.
 
     Args:
         num_images: how many images, the first of the validation set.
@@ -269,7 +270,13 @@ class LogGroupings(pl.Callback):
 
                 with _surviving(logger):
                     panel = [wandb.Image(figure, caption=f"image {i}") for i, figure in enumerate(pictures)]
-                    logger.experiment.log({"val/groupings": panel, "trainer/global_step": step})
+                    logged: dict[str, Any] = {"val/groupings": panel, "trainer/global_step": step}
+                    if frames.shape[1] > 1:
+                        gif = io.BytesIO()
+                        figures.save_animation(figures.animation(frames, groups, trajectory), gif)
+                        gif.seek(0)
+                        logged["val/animation"] = wandb.Video(gif, format="gif")
+                    logger.experiment.log(logged)
             else:
                 for index, figure in enumerate(pictures):
                     logger.experiment.add_figure(f"val/groupings/{index}", figure, step)

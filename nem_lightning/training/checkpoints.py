@@ -108,6 +108,18 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def begin_with(path: str | Path, module: nn.Module) -> None:
+    """Give a module the weights of a checkpoint, and nothing else of the checkpoint: ``weights_from`` of ``train.py``.
+
+    Raises:
+        InputError: as :func:`read`, or weights of other names or shapes than the module's.
+    """
+    try:
+        module.load_state_dict(weights(read(path), module, path))
+    except InputError as error:
+        raise InputError(str(error).replace("ckpt_path=", "weights_from=", 1)) from None
+
+
 def weights(checkpoint: dict[str, Any], module: nn.Module, path: str | Path) -> dict[str, torch.Tensor]:
     """Give the whole state in a checkpoint that was read from ``path``, for ``module``.
 

@@ -31,7 +31,7 @@ class GroupingModule(pl.LightningModule):
 
     Logs ``train/loss`` (what is minimised), and of the last step ``train/reconstruction_error`` and the numbers that
     the model reports; and ``val/`` and ``test/``: every score and every number of the last step. After a test,
-    ``test_scores`` holds those of all steps.
+    ``test_scores`` holds those of all steps; of sequences, their means over steps are logged as ``test_mean/``.
 
     All random numbers are drawn on the device from a generator that ``seed``, the stage, the epoch, the batch and the
     process determine. So a resumed run draws what an undisturbed one would have, and every validation sees the same
@@ -75,6 +75,7 @@ class GroupingModule(pl.LightningModule):
         self._test_sets = [ScoreSet(scores or {}, model) for _ in range(model.num_steps)]
         self.test_scores: TestScores | None = None
         self._learning_rates: list[float] | None = None  # a group of parameters each
+        self._num_frames = 1
 
     @property
     def val_set(self) -> ScoreSet:
@@ -186,6 +187,7 @@ class GroupingModule(pl.LightningModule):
 
     @_eagerly
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._num_frames = self.frames(batch).shape[1]
         groupings = self.model.groupings(self.frames(batch), generator=self.generator("test", batch_idx))
         for step, (scores, grouping) in enumerate(zip(self._test_sets, groupings, strict=True), start=1):
             self._score(scores, batch, step, grouping)
@@ -198,7 +200,10 @@ class GroupingModule(pl.LightningModule):
             by_step=[{name: value.item() for name, value in step.items()} for step in by_step],
             num_images=int(images),
             unscored_images=int(unscored),
+            num_frames=self._num_frames,
         )
+        if self._num_frames > 1:
+            self.log_dict({f"test_mean/{name}": value for name, value in self.test_scores.mean_over_steps.items()})
         self.log_dict({f"test/{name}": value.float() for name, value in by_step[-1].items()}, sync_dist=True)
         self.log("test/unscored_images", unscored.float())
 

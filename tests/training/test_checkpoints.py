@@ -255,3 +255,16 @@ def test_a_bad_setting_of_the_module_has_its_full_name():
     """As ``train.py`` prints it."""
     with pytest.raises(InputError, match=r"^module\.decay=no: must be true or false"):
         checkpoints.build(CONFIG["model"], {**CONFIG["module"], "decay": "no"})
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path):
+    one, other, path = tiny_module(), tiny_module(), tmp_path / "one.ckpt"
+    torch.save({checkpoints.KEY: {}, "state_dict": one.state_dict()}, path)
+    for weight in other.parameters():
+        torch.nn.init.ones_(weight)
+    checkpoints.begin_with(path, other)
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+    with pytest.raises(InputError, match=r"^weights_from=.*nowhere.ckpt: no such file"):
+        checkpoints.begin_with(tmp_path / "nowhere.ckpt", other)
+    with pytest.raises(InputError, match=r"^weights_from=.*one.ckpt: does not fit this model"):
+        checkpoints.begin_with(path, tiny_module(shape=(1, 4, 4)))

@@ -29,6 +29,7 @@ SCORES = {
     "reconstruction_error",
     "confidence",
     "log_likelihood",
+    "upper_bound",
 }
 
 
@@ -38,7 +39,7 @@ def test_training_logs_what_it_should_and_lowers_the_loss(tmp_path):
     before = tiny_trainer(tmp_path).validate(module, data, verbose=False)[0]
     trainer.fit(module, data)
     expected = {f"val/{name}" for name in SCORES}
-    of_training = ("loss", "loss_intra", "loss_inter", "log_likelihood", "reconstruction_error")
+    of_training = ("loss", "loss_intra", "loss_inter", "log_likelihood", "upper_bound", "reconstruction_error")
     expected |= {f"train/{name}" for name in of_training}
     assert expected <= set(trainer.callback_metrics)
     tiny_trainer(tmp_path, max_epochs=10).fit(module, data)
@@ -296,6 +297,8 @@ def test_what_is_logged_while_training_is_of_the_last_step(data, fast, monkeypat
         "train/loss_intra": last.intra,
         "train/loss_inter": last.inter,
         "train/log_likelihood": em.log_likelihood(target, trajectory[-1].params).mean(),
+        "train/upper_bound": -em.likelihood.log_prob(target[:, None], trajectory[-1].params).max(1)[0].sum()
+        / len(target),
         "train/reconstruction_error": (target - trajectory[-1].reconstruction).square().mean(),
     }
     assert logged.keys() == expected.keys() <= set(module.logged_names)

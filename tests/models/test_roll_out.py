@@ -1,0 +1,35 @@
+"""Predictions in place of frames."""
+
+import pytest
+import torch
+from tiny import TinySequences, tiny_model
+
+from nem_lightning.errors import InputError
+from nem_lightning.models.roll_out import prediction, roll_out
+
+
+def test_predictions_take_the_place_of_frames():
+    """As the loop does it on a sequence whose later frames are the predictions."""
+    em = tiny_model().eval()
+    frames = TinySequences(num_frames=6).load("test").frames[:3].float()
+    found = list(roll_out(em, frames[:, :4], num_steps=3, horizon=2, generator=torch.Generator().manual_seed(0)))
+    assert len(found) == 2 and found[0].shape == (3, 1, 6, 5) and set(found[0].unique().tolist()) <= {0.0, 1.0}
+    extended = torch.cat([frames[:, :4], torch.stack(found, 1)], 1)
+    with torch.no_grad():
+        iterates = list(em.groupings(extended, num_steps=5, generator=torch.Generator().manual_seed(0)))
+    for step, frame in zip(iterates[3:], found, strict=True):
+        assert torch.equal(prediction(em, step), frame)
+    changed = frames.clone()
+    changed[:, 4:] = 1 - changed[:, 4:]  # not looked at
+    again = list(roll_out(em, changed, num_steps=3, horizon=2, generator=torch.Generator().manual_seed(0)))
+    assert all(map(torch.equal, found, again))
+
+
+def test_bad_input():
+    em, frames = tiny_model(), TinySequences().load("test").frames[:2].float()
+    with pytest.raises(InputError, match="still images cannot be rolled out"):
+        next(roll_out(em, frames[:, :1], num_steps=1, horizon=1))
+    with pytest.raises(InputError, match="horizon=0"):
+        next(roll_out(em, frames, num_steps=1, horizon=0))
+    with pytest.raises(InputError, match="frames: 4 a sequence; must be 1"):
+        next(roll_out(em, frames, num_steps=4, horizon=1))

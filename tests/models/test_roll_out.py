@@ -5,6 +5,7 @@ import torch
 from tiny import TinySequences, tiny_model
 
 from nem_lightning.errors import InputError
+from nem_lightning.models.em import Iterate
 from nem_lightning.models.roll_out import prediction, roll_out
 
 
@@ -18,7 +19,7 @@ def test_predictions_take_the_place_of_frames():
     with torch.no_grad():
         iterates = list(em.groupings(extended, num_steps=5, generator=torch.Generator().manual_seed(0)))
     for step, frame in zip(iterates[3:], found, strict=True):
-        assert torch.equal(prediction(em, step), frame)
+        assert isinstance(step, Iterate) and torch.equal(prediction(em, step), frame)
     changed = frames.clone()
     changed[:, 4:] = 1 - changed[:, 4:]  # not looked at
     again = list(roll_out(em, changed, num_steps=3, horizon=2, generator=torch.Generator().manual_seed(0)))

@@ -1,0 +1,108 @@
+"""How well models predict frames that they do not see: error against the horizon, beside the last frame that stays."""
+
+import argparse
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import nem_lightning.datamodules
+from nem_lightning.datamodules.flying import FlyingDataModule
+from nem_lightning.errors import InputError, require
+from nem_lightning.files import atomic_file
+from nem_lightning.models.em import NeuralEM
+from nem_lightning.models.roll_out import roll_out
+from nem_lightning.training import checkpoints
+
+BATCH = 50
+STAYS = "the last frame stays"
+
+
+def main() -> None:
+    """Read the command line, then :func:`run`."""
+    parser = argparse.ArgumentParser(prog="python -m reproduce.roll_out", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--checkpoint", action="append", required=True, help="of a model for sequences; may be repeated"
+    )
+    parser.add_argument("--horizon", type=int, default=10, help="how many frames to predict (10)")
+    parser.add_argument("--sequences", type=int, default=500, help="the first so many test sequences (500)")
+    parser.add_argument("--data-dir", default="data", help="the folder of the data sets (data)")
+    parser.add_argument("--out", default="outputs/roll_out.csv", help="the table that is written")
+    arguments = parser.parse_args()
+    try:
+        run(arguments.checkpoint, arguments.horizon, arguments.sequences, arguments.data_dir, Path(arguments.out))
+    except InputError as error:
+        sys.exit(str(error))
+
+
+def run(paths: Sequence[str], horizon: int, count: int, data_dir: str, out: Path) -> None:
+    """Measure, print and write the mean squared error of each predicted frame, over test sequences of the first model's
+    data.
+
+    Raises:
+        InputError: a checkpoint that cannot be read, or is not of NeuralEM on flying objects.
+    """
+    errors: dict[str, Tensor] = {}
+    frames = None
+    for path in paths:
+        model = checkpoints.load(path)
+        require(isinstance(model, NeuralEM), f"--checkpoint={path}: is no NeuralEM")
+        assert isinstance(model, NeuralEM)
+        if frames is None:
+            data = _data(checkpoints.read(path)[checkpoints.KEY]["data"], path, data_dir, model.num_steps + 1 + horizon)
+            frames = data.eval_dataloader("test").dataset.__getitems__(range(count))["frames"]  # pyright: ignore
+            errors[STAYS] = _errors([frames[:, model.num_steps]] * horizon, frames, model.num_steps)
+        parts = []
+        for start in range(0, len(frames), BATCH):
+            some = frames[start : start + BATCH]
+            generator = torch.Generator().manual_seed(0)
+            found = roll_out(model, some, num_steps=model.num_steps, horizon=horizon, generator=generator)
+            parts.append(_errors(list(found), some, model.num_steps) * len(some) / len(frames))
+        errors[f"K={model.num_components}: {path}"] = torch.stack(parts).sum(0)
+    _show(errors)
+    with atomic_file(out) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["frames ahead", *errors])
+        table.writerows([ahead, *(f"{of[ahead - 1]:.5f}" for of in errors.values())] for ahead in range(1, horizon + 1))
+    Console().print(f"table  {out}", highlight=False, soft_wrap=True)
+
+
+def _data(config: Mapping, path: str, data_dir: str, num_frames: int) -> FlyingDataModule:
+    name = str(config["_target_"]).rpartition(".")[2]
+    kind = getattr(nem_lightning.datamodules, name, None)
+    require(
+        isinstance(kind, type) and issubclass(kind, FlyingDataModule), f"--checkpoint={path}: trained on no flying set"
+    )
+    assert isinstance(kind, type)
+    given = {key: value for key, value in config.items() if key != "_target_"}
+    own = {
+        key: str(value).replace(str(Path(given["data_dir"])), data_dir, 1)
+        for key, value in given.items()
+        if "_dir" in key
+    }
+    return kind(**{**given, **own, "num_frames": num_frames})
+
+
+def _errors(predicted: Sequence[Tensor], frames: Tensor, num_steps: int) -> Tensor:
+    """Give the mean squared error of each predicted frame, (horizon,)."""
+    true = frames[:, num_steps + 1 : num_steps + 1 + len(predicted)]
+    return (torch.stack(list(predicted), 1) - true).square().mean((0, 2, 3, 4))
+
+
+def _show(errors: Mapping[str, Tensor]) -> None:
+    table = Table(title="Mean squared error by frames ahead", title_justify="left")
+    table.add_column("ahead", justify="right")
+    for name in errors:
+        table.add_column(name, justify="right")
+    for ahead in range(len(errors[STAYS])):
+        table.add_row(str(ahead + 1), *(f"{of[ahead]:.4f}" for of in errors.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

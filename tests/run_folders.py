@@ -10,7 +10,7 @@ from PIL import Image
 HEADINGS = {
     "ami_max": ["AMI (max)", ".3f"],
     "ari": ["ARI", ".3f"],
-    "reconstruction_error": ["reconstruction error", ".4f"],
+    "reconstruction_error": ["squared error", ".4f"],
     "loss_intra": ["", ".5g"],
 }
 

@@ -73,7 +73,7 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and _raised_by_lightning(error):
             raise _one_line(f"trainer: {error}") from error
-        if type(error).__module__.startswith("wandb.errors"):
+        if type(error).__module__.startswith(("wandb.errors", "pydantic_core")):  # W&B checks its settings by pydantic
             raise _one_line(f"logger.wandb: {error}") from error
         raise
 

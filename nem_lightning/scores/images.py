@@ -9,7 +9,7 @@ from nem_lightning.scores.base import WeightedMean
 class ReconstructionError(WeightedMean):
     """Mean over images, pixels and channels of (x - sum_k gamma_k mu_k)^2; NaN if a model has no means."""
 
-    heading = Heading("reconstruction error")
+    heading = Heading("squared error")
     higher_is_better = False
 
     def by_image(self, target: Tensor, reconstruction: Tensor | None) -> Tensor:

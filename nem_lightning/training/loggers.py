@@ -47,7 +47,12 @@ class WandbLogger(LightningWandbLogger):
         if "WANDB_FINISH_TIMEOUT" not in os.environ:
             settings.finish_timeout = 60
         earlier = _earlier_runs(save_dir)
-        super().__init__(save_dir=save_dir, settings=settings, id=earlier[-1] if earlier else None, **kwargs)
+        if not earlier and kwargs.get("group") and "WANDB_RUN_ID" in os.environ and "WANDB_SWEEP_ID" not in os.environ:
+            log.warning("WANDB_RUN_ID is not followed in a sweep, as all its runs would have this id")
+            kwargs["id"] = wandb.util.generate_id()
+        if earlier:
+            kwargs["id"] = earlier[-1]
+        super().__init__(save_dir=save_dir, settings=settings, **kwargs)
         self._goes_on = bool(earlier)
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, even of None
 

@@ -271,7 +271,7 @@ class TestPage:
             (run / "scores.json").write_text(json.dumps(scores))
         sweep = Sweep(find([tmp_path]))
         columns = page.columns(sweep)
-        titles = ["AMI (max)", "ARI", "reconstruction error", "my score", "new", "best score", "epochs"]
+        titles = ["AMI (max)", "ARI", "squared error", "my score", "new", "best score", "epochs"]
         assert [column.heading.title for column in columns] == titles
         written = page.render(sweep, "title")
         assert "my score" in written and ">25.0%" in written and ">0.3333" in written

@@ -38,6 +38,7 @@ REFUSED = {
     "+trainer.val_check_interval=1000000": "trainer: `val_check_interval`",
     "+trainer.gradient_clip_val=abc": "gradient_clip_val",
     "callbacks.early_stopping.mode=abc": "callbacks.early_stopping",
+    "logger.wandb.tags=[TOO_LONG]": "logger.wandb: ",
     "data.batch_size=abc": "data.batch_size=abc: must be an integer of at least 1",
 }
 
@@ -65,7 +66,8 @@ def train(tmp_path, data):
 
 @pytest.mark.parametrize("setting", REFUSED)
 def test_a_setting_that_is_refused_takes_no_folder(train, tmp_path, setting):
-    printed = train(setting, "hydra.run.dir=here", status=1)
+    logger = ["logger=wandb"] if setting.startswith("logger.wandb") else []
+    printed = train(*logger, setting.replace("TOO_LONG", 80 * "x"), "hydra.run.dir=here", status=1)
     assert REFUSED[setting] in printed
     assert not (tmp_path / "here" / "config.yaml").exists()
     assert not (tmp_path / "here" / "checkpoints").exists()

@@ -49,7 +49,7 @@ HEADINGS = {
     "ami_max": Heading("AMI (max)"),
     "ami_arithmetic": Heading("AMI (arithmetic)"),
     "ari": Heading("ARI"),
-    "reconstruction_error": Heading("reconstruction error"),
+    "reconstruction_error": Heading("squared error"),
     "confidence": Heading("confidence"),
     "loss": Heading("loss (nats)", ".5g"),
     "loss_intra": Heading(""),

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import secrets
 import shlex
 import signal
 from collections.abc import Iterator, Mapping
@@ -49,7 +50,7 @@ class WandbLogger(LightningWandbLogger):
         earlier = _earlier_runs(save_dir)
         if not earlier and kwargs.get("group") and "WANDB_RUN_ID" in os.environ and "WANDB_SWEEP_ID" not in os.environ:
             log.warning("WANDB_RUN_ID is not followed in a sweep, as all its runs would have this id")
-            kwargs["id"] = wandb.util.generate_id()
+            kwargs["id"] = secrets.token_hex(4)
         if earlier:
             kwargs["id"] = earlier[-1]
         super().__init__(save_dir=save_dir, settings=settings, **kwargs)

@@ -58,7 +58,7 @@ HEADINGS = {
 }
 
 
-@pytest.mark.parametrize(("width", "tables"), [(80, 2), (120, 1)])
+@pytest.mark.parametrize(("width", "tables"), [(70, 2), (120, 1)])
 def test_a_table_of_scores_is_never_cut(capsys, width, tables):
     steps = [{name: -123.456 for name in HEADINGS} | {"ari": math.nan} for _ in range(10)]
     print_scores_by_step("Title [of] the table, by EM step", HEADINGS, steps, Console(width=width))

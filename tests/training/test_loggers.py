@@ -70,12 +70,14 @@ def test_each_run_of_a_process_is_its_own_and_goes_on_in_its_folder(tmp_path):
 
 
 def test_runs_of_a_sweep_have_ids_of_their_own_whatever_the_variable_says(tmp_path, monkeypatch):
+    wandb.teardown()  # W&B reads the environment once a process
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     ids = []
     for name, group in (("alone", None), ("one", "sweep"), ("two", "sweep")):
         logger = WandbLogger(project="test", save_dir=str(tmp_path / name), group=group, offline=True)
         ids.append(logger.experiment.id)
         logger.finish()
+    wandb.teardown()
     assert ids[0] == "mine" and len(set(ids)) == 3
 
 

@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import around, parts, plots, steps, threads, timing
+from benchmarks import around, parts, plots, sequences, steps, threads, timing
 from benchmarks.steps import Case
 
 GROWTH = {
@@ -77,6 +77,7 @@ def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> d
         result["parts"] = {case.model: parts.of_a_training_step(case, device, rounds) for case in cases}
         turns, seconds = (1, 0.1) if quick else (max(1, rounds // 3), 3)
         result["beside"] = threads.beside_a_busy_process(base, turns, seconds)
+    result["sequences"] = sequences.measure(base, device, max(1, rounds // 3))
     result["scores"] = around.scores(device, images, max(1, rounds // 5))
     result["lightning"] = around.lightning(base, device, max(1, rounds // 2), 5 if quick else 60)
     result["test_seconds"] = around.evaluation(base, device, 64 if quick else 10_000)
@@ -127,6 +128,8 @@ def show(result: dict, console: Console) -> None:
             f"{found['busy']:.0f} beside a busy process",
             highlight=False,
         )
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in result["sequences"].items())
+    console.print(f"Examples a second of sequences and stills: {rates}", highlight=False)
     step = result["lightning"]
     scores, start = result["scores"], result["start_up"]
     console.print(

@@ -71,6 +71,7 @@ def test_every_part_runs(tmp_path, monkeypatch, capsys):
     for found in result["beside"].values():
         assert found["alone"] > 0
         assert found["busy"] > 0
+    assert {"stills", "sequences", "drawing"} <= result["sequences"].keys() and min(result["sequences"].values()) > 0
     assert result["scores"]["difference"] < 1e-9
     assert result["start_up"]["first step"] > result["start_up"]["help"] > 0
     assert (tmp_path / "growth.png").stat().st_size > 1000

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from commands import forking
 
 from benchmarks import plain, speed, steps
 
@@ -57,6 +58,8 @@ def test_a_gpu_that_is_not_there(monkeypatch, capsys):
 
 
 def test_every_part_runs(tmp_path, monkeypatch, capsys):
+    context = forking()  # quicker; memory is still counted
+    monkeypatch.setattr(steps.multiprocessing, "get_context", lambda kind: context)
     monkeypatch.setattr("sys.argv", ["speed", "--quick", "--out", str(tmp_path)])
     speed.main()
     result = json.loads((tmp_path / "speed.json").read_text())

@@ -1,15 +1,16 @@
 """The examples of README and docs do what they say."""
 
 import contextlib
-import functools
 import json
 import os
 import re
-import subprocess
+import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from commands import Command
 from conftest import ROOT
 from devkit import make_devkit
 from hydra import compose, initialize_config_dir
@@ -21,16 +22,19 @@ from hydra.utils import instantiate
 from nem_lightning.runs import kinds
 
 
+def import_from_here() -> None:
+    """As ``PYTHONPATH=.`` does."""
+    sys.path.insert(0, os.getcwd())
+
+
 def test_a_model_a_data_set_and_a_score_as_the_page_on_extending_shows_them(tmp_path):
     page = (ROOT / "docs" / "extending.md").read_text()
     for name, text in re.findall(r"`([\w/]+\.(?:py|yaml))`:\n\n```(?:python|yaml)\n(.*?)```", page, flags=re.DOTALL):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    path = os.pathsep.join([".", str(ROOT)])
-    command = [sys.executable, str(ROOT / "train.py"), "--config-dir", "my_conf", "hydra.run.dir=run", "logger=csv"]
-    command += ["model=strips", "data=moving_bars", "scores=[default,purity]", "trainer=cpu"]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = ["--config-dir", "my_conf", "hydra.run.dir=run", "logger=csv", "trainer=cpu"]
+    arguments += ["model=strips", "data=moving_bars", "scores=[default,purity]"]
+    Command("train.py", *arguments, folder=tmp_path, before=import_from_here).end()
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores["headings"]["purity"] == ["purity", ".3f"] and 0.5 < scores["by_step"][0]["purity"] <= 1
 
@@ -105,17 +109,13 @@ CHECKPOINT = ROOT / "results" / "checkpoints" / "rnn_em_seed0.ckpt"
 
 
 @pytest.mark.parametrize("command", [each for each in commands() if each.startswith("-m ")])
-def test_a_command_of_a_module_takes_its_options(command):
+def test_a_command_of_a_module_takes_its_options(command, monkeypatch, capsys):
     _, name, *options = command.split()
     names = {option.partition("=")[0] for option in options if option.startswith("--")}
-    printed = help_of(name)
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit), warnings.catch_warnings(action="ignore"):  # of a module that is imported already
+        runpy.run_module(name, run_name="__main__")
+    printed = capsys.readouterr().out
     assert all(option in printed for option in names)
     for task in [each for each in options[:1] if re.fullmatch("[a-z]+", each)]:
         assert task in printed
-
-
-@functools.cache
-def help_of(module: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout

@@ -1,14 +1,11 @@
 """A model, data of sequences and a score of a user's own go through both commands, by settings alone."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from commands import Command
 
 CONFIGS = {
     "model/nearest_pixels.yaml": """
@@ -48,15 +45,12 @@ def run(tmp_path_factory):
         path.write_text(text)
 
     def finish(script: str, name: str, *arguments: str) -> tuple[Path, dict, str]:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        command = [sys.executable, str(ROOT / script), "--config-dir", "my_conf", f"hydra.run.dir={name}", *arguments]
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "", "COLUMNS": "200"}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
+        arguments = ("--config-dir", "my_conf", f"hydra.run.dir={name}", *arguments)
+        printed = Command(script, *arguments, folder=folder, environment={"COLUMNS": "200"}).end()
+        assert "Traceback" not in printed
         for picture in ("groupings.png", "gallery.png"):
             assert (folder / name / picture).stat().st_size > 1000
-        return folder / name, json.loads((folder / name / "scores.json").read_text()), done.stdout
+        return folder / name, json.loads((folder / name / "scores.json").read_text()), printed
 
     return finish
 

@@ -249,7 +249,7 @@ def test_two_processes_stop_together_and_go_on(at, run, tmp_path):
     small = ["data.size=12", "data.num_objects=1", "model.num_steps=2", "model.m_step.hidden_size=10"]
     few = ["trainer.limit_train_batches=20", "trainer.limit_val_batches=2", "trainer.limit_test_batches=2"]
     processes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.log_every_n_steps=3"]
-    arguments = [*small, *few, *processes, "trainer.max_epochs=30", "logger=none"]
+    arguments = [*small, *few, *processes, "trainer.max_epochs=12", "model.num_starts=2", "logger=none"]
     run("train.py", *arguments, "hydra.run.dir=undisturbed")
     process = at("train.py", *arguments, "hydra.run.dir=stopped")
     wait_for(tmp_path, "stopped/checkpoints/last.ckpt")

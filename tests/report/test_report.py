@@ -1,5 +1,6 @@
 """The report: what it reads, counts, draws and writes."""
 
+import base64
 import csv
 import html
 import json
@@ -261,6 +262,14 @@ class TestPage:
         monkeypatch.setattr(page, "PICTURE_BYTES", 2.5 * size)
         assert page.render(sweep, "title").count("data:image/webp") == 2
         assert "2 of the 3 configurations are shown" in " ".join(page.render(sweep, "title").split())
+
+    def test_an_animation_moves(self, tmp_path):
+        run = write_run(tmp_path / "one")
+        first, second = (Image.new("RGB", (30, 10), colour) for colour in ("red", "blue"))
+        first.save(run / "animation.gif", save_all=True, append_images=[second])
+        written = page.render(Sweep(find([tmp_path])), "title")
+        (encoded,) = re.findall(r"data:image/gif;base64,([^\"]+)", written)
+        assert base64.b64decode(encoded) == (run / "animation.gif").read_bytes()
 
     def test_a_score_of_your_own_is_a_column(self, tmp_path):
         for name, shown in (("a", None), ("b", ["my score", ".1%"]), ("c", ["later", ".4f"])):

@@ -27,6 +27,21 @@ PRELOADED = [
     "fake_wandb",
 ]
 
+TINY = [
+    "trainer=cpu",
+    "logger=csv",
+    "data.size=12",
+    "data.num_objects=1",
+    "model.m_step.hidden_size=10",
+    "model.num_starts=2",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=3",
+    "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=2",
+    "trainer.log_every_n_steps=1",
+]
+"""Settings of train.py with which a run takes a second."""
+
 
 def forking() -> ForkServerContext:
     """Processes that are forked from one that has imported what a run needs."""
@@ -94,3 +109,8 @@ def _run(script, arguments, folder, printed, environment, before) -> None:
     if before is not None:
         before()
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def runs_in(sweep: Path) -> dict[str, Path]:
+    """The folders of a sweep's runs, by name."""
+    return {path.name: path for path in sorted(sweep.iterdir()) if path.is_dir()}

@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import Command
-from test_sweeps import TINY, runs_in
+from commands import TINY, Command, runs_in
 
 ON_THE_NODE = "paths.data_dir=${oc.env:ONLY_ON_NODE}"
 JOBS = "hydra/launcher=submitit_local"

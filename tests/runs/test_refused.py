@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import Command
+from commands import TINY, Command
 from conftest import ROOT
 from fake_wandb import FakeWandb
-from test_sweeps import TINY
 
 REFUSED = {
     "trainer.max_epochs=abc": "trainer.max_epochs=abc: must be an integer",

@@ -10,27 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import Command
+from commands import TINY, Command, runs_in
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nem_lightning.runs.sweeps import name_of_run
-
-TINY = [
-    "trainer=cpu",
-    "logger=csv",
-    "data.size=12",
-    "data.num_objects=1",
-    "model.m_step.hidden_size=10",
-    "model.num_starts=2",
-    "trainer.max_epochs=1",
-    "trainer.limit_train_batches=3",
-    "trainer.limit_val_batches=2",
-    "trainer.limit_test_batches=2",
-    "trainer.log_every_n_steps=1",
-]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +35,6 @@ def sweep(folder, data_dir):
         return printed
 
     return finish
-
-
-def runs_in(sweep: Path) -> dict[str, Path]:
-    return {path.name: path for path in sorted(sweep.iterdir()) if path.is_dir()}
 
 
 @pytest.mark.parametrize(

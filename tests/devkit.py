@@ -1,9 +1,11 @@
-"""Makes a small devkit in the official layout."""
+"""Makes a small devkit in the official layout, and data modules of it."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from nem_lightning.datamodules import VOCDataModule
 
 
 def make_devkit(folder: Path, count: int = 24, instances: tuple[int, ...] = (0,)) -> Path:
@@ -31,3 +33,15 @@ def _save_mask(mask: np.ndarray, path: Path) -> None:
     image = Image.fromarray(mask, mode="P")
     image.putpalette([value for i in range(256) for value in (i, 255 - i, i // 2)])
     image.save(path)
+
+
+def module(devkit, **arguments) -> VOCDataModule:
+    """A data module of small images."""
+    return VOCDataModule(str(devkit), str(devkit.parent / "cache"), **{"size": 10, **arguments})
+
+
+def ready(datamodule: VOCDataModule) -> VOCDataModule:
+    """With its data read."""
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule

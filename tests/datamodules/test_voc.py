@@ -7,26 +7,16 @@ import numpy as np
 import pooch
 import pytest
 import torch
-from devkit import make_devkit
+from devkit import make_devkit, module, ready
 from PIL import Image
 
 from nem_lightning.datamodules import VOCDataModule
 from nem_lightning.errors import InputError
 
 
-def ready(datamodule: VOCDataModule) -> VOCDataModule:
-    datamodule.prepare_data()
-    datamodule.setup()
-    return datamodule
-
-
 @pytest.fixture
 def devkit(tmp_path):
     return make_devkit(tmp_path)
-
-
-def module(devkit, **arguments) -> VOCDataModule:
-    return VOCDataModule(str(devkit), str(devkit.parent / "cache"), **{"size": 10, **arguments})
 
 
 def test_images_groups_and_splits(devkit):

@@ -4,9 +4,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from devkit import make_devkit
+from devkit import make_devkit, module, ready
 from PIL import Image
-from test_voc import module, ready
 
 from nem_lightning.datamodules import ShapesDataModule
 from nem_lightning.errors import InputError

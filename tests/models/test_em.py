@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import authors_model, images, sequences, small_model
 from tiny import gradient_of, m_step_of, output_layer
 
 from nem_lightning.errors import InputError
@@ -19,36 +19,9 @@ from nem_lightning.models.em import NeuralEM
 from nem_lightning.models.grouping import Grouping
 from nem_lightning.models.likelihoods import Bernoulli, Gaussian
 from nem_lightning.models.losses import NeuralEMLoss
-from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
+from nem_lightning.models.m_steps import GradientMStep
 
 STEPS = 10
-
-
-def authors_model(name: str, trace) -> tuple[NeuralEM, dict[str, Callable[[], torch.Tensor]]]:
-    """The model with a trace's weights, and what to compare the gradients by the trace's names with."""
-    weights = {
-        key: torch.tensor(np.asarray(trace[key]), dtype=torch.float64) for key in trace if key.startswith("var/")
-    }
-    gradients: dict[str, Callable[[], torch.Tensor]]
-    if name == "n_em":
-        m_step = GradientMStep((1, 28, 28)).double()
-        m_step.weight.data, m_step.step_size.data = weights["var/weights"], weights["var/lr"].squeeze()
-        gradients = {"weights": lambda: gradient_of(m_step.weight), "lr": lambda: gradient_of(m_step.step_size)}
-    else:
-        m_step = RecurrentMStep((1, 28, 28)).double()
-        layers = m_step.input_layer, m_step.recurrent_layer
-        output, kernel = output_layer(m_step), weights["var/kernel"]
-        m_step.input_layer.weight.data, m_step.recurrent_layer.weight.data = kernel[:784].T, kernel[784:].T
-        m_step.input_layer.bias.data = weights["var/bias"]
-        output.weight.data = weights["var/output_weights"].T
-        output.bias.data = weights["var/output_biases"]
-        gradients = {
-            "kernel": lambda: torch.cat([gradient_of(layer.weight).T for layer in layers]),
-            "bias": lambda: gradient_of(m_step.input_layer.bias),
-            "output_weights": lambda: gradient_of(output.weight).T,
-            "output_biases": lambda: gradient_of(output.bias),
-        }
-    return NeuralEM(m_step, Bernoulli()), gradients
 
 
 def assert_reproduces(name: str, path: Path, every: int, every_gradient: int) -> None:
@@ -93,22 +66,6 @@ def test_it_reproduces_the_authors_traces(name):
 @pytest.mark.parametrize("name", ["n_em", "rnn_em"])
 def test_it_reproduces_the_authors_full_traces(name, full_traces):
     assert_reproduces(name, full_traces / f"{name}_bernoulli.npz", every=1, every_gradient=1)
-
-
-def small_model(m_step: str, binary: bool, shape=(2, 3, 4), **arguments) -> NeuralEM:
-    likelihood = Bernoulli() if binary else Gaussian(sigma=0.5)
-    kind = {"gradient": GradientMStep, "recurrent": RecurrentMStep}[m_step]
-    return NeuralEM(kind(shape, hidden_size=3).double(), likelihood, **arguments)
-
-
-def images(count: int, binary: bool, shape=(2, 3, 4)) -> torch.Tensor:
-    image = torch.rand(count, *shape, dtype=torch.float64)
-    return image.round() if binary else image
-
-
-def sequences(count: int, num_frames: int, binary: bool, shape=(2, 3, 4)) -> torch.Tensor:
-    """(B, F, C, H, W); stills if there is one frame."""
-    return images(count * num_frames, binary, shape).unflatten(0, (count, num_frames))
 
 
 @pytest.mark.parametrize("binary", [True, False])

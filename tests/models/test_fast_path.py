@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_em import authors_model
+from small_models import M_STEPS, SHAPE, authors_model, binary, fast_model
 from tiny import TinyImages, gradient_of, m_step_of, output_layer, tiny_module, tiny_trainer
 
 from nem_lightning.models.corruption import BitFlip
@@ -19,36 +18,8 @@ from nem_lightning.models.em import Iterate, NeuralEM
 from nem_lightning.models.fast_path import FastLoss, FastPath
 from nem_lightning.models.likelihoods import Bernoulli
 from nem_lightning.models.losses import NeuralEMLoss
-from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
 
-SHAPE = (1, 4, 5)
-
-
-M_STEPS = {
-    "RNN-EM": lambda shape, units: RecurrentMStep(shape, units),
-    "RNN-EM with layer norm": lambda shape, units: RecurrentMStep(shape, units, layer_norm=True),
-    "N-EM": GradientMStep,
-}
 every_m_step = pytest.mark.parametrize("m_step", M_STEPS)
-
-
-def model(
-    m_step="RNN-EM with layer norm",
-    scale=1.0,
-    dtype=torch.float64,
-    weights: str | Sequence[float] = "last",
-    **arguments,
-) -> NeuralEM:
-    loss = NeuralEMLoss(Bernoulli(), step_weights=weights)
-    em = NeuralEM(M_STEPS[m_step](SHAPE, 6), Bernoulli(), loss, **arguments).to(dtype)
-    with torch.no_grad():
-        for parameter in em.parameters():
-            parameter.add_(torch.randn_like(parameter) * scale)
-    return em
-
-
-def binary(*shape: int, dtype=torch.float64) -> torch.Tensor:
-    return torch.rand(*shape).round().to(dtype)
 
 
 def by_the_loop(em, image, corrupted, *, detach, generator) -> FastLoss:
@@ -118,7 +89,7 @@ def test_it_is_the_loop(
     torch.manual_seed(seed)
     if not isinstance(weights, str):
         weights = weights[:steps] if any(weights[:steps]) else "last"
-    em = model(
+    em = fast_model(
         m_step,
         scale,
         weights=weights,
@@ -167,7 +138,7 @@ def test_it_reproduces_the_authors_trace(name, monkeypatch):
 @pytest.mark.parametrize("weights", ["last", "all", [0.0, 1.0, 0.0]])
 def test_its_gradients_agree_with_finite_differences(weights, m_step):
     torch.manual_seed(0)
-    em = model(m_step, scale=0.3, weights=weights, num_components=2, num_steps=3)
+    em = fast_model(m_step, scale=0.3, weights=weights, num_components=2, num_steps=3)
     image, path = binary(2, *SHAPE), FastPath()
     names, parameters = zip(*em.named_parameters(), strict=True)
 
@@ -189,7 +160,7 @@ def test_its_gradients_agree_with_finite_differences(weights, m_step):
 @every_m_step
 def test_images_of_another_number_may_follow(m_step):
     torch.manual_seed(0)
-    em, path = model(m_step, weights="all", num_steps=3), FastPath()
+    em, path = fast_model(m_step, weights="all", num_steps=3), FastPath()
     for batch in (3, 1, 3):
         assert_same(em, binary(batch, *SHAPE), None, 1e-9, path)
 
@@ -198,13 +169,13 @@ def test_another_m_step_may_follow():
     torch.manual_seed(0)
     path = FastPath()
     for m_step in ("N-EM", "RNN-EM", "N-EM"):
-        assert_same(model(m_step, num_components=2, num_steps=3), binary(2, *SHAPE), None, 1e-9, path)
+        assert_same(fast_model(m_step, num_components=2, num_steps=3), binary(2, *SHAPE), None, 1e-9, path)
 
 
 @every_m_step
 def test_a_second_batch_leaves_the_first_ones_gradients_alone(m_step):
     torch.manual_seed(0)
-    em, path = model(m_step, num_components=2, num_steps=3), FastPath()
+    em, path = fast_model(m_step, num_components=2, num_steps=3), FastPath()
     one, other = binary(2, *SHAPE), binary(2, *SHAPE)
 
     def losses(*images: torch.Tensor) -> list[torch.Tensor]:
@@ -218,7 +189,7 @@ def test_a_second_batch_leaves_the_first_ones_gradients_alone(m_step):
 
 def test_a_copy_has_memory_of_its_own():
     path = FastPath()
-    fast(model(num_components=2, num_steps=2), binary(2, *SHAPE), path)
+    fast(fast_model(num_components=2, num_steps=2), binary(2, *SHAPE), path)
     for other in (copy.deepcopy(path), pickle.loads(pickle.dumps(path))):
         assert path._unrolled is not None and other._unrolled is None
 
@@ -226,7 +197,7 @@ def test_a_copy_has_memory_of_its_own():
 @every_m_step
 def test_a_second_batch_leaves_what_the_first_one_gave_alone(m_step):
     """Of one image and one component, whose (K, B) and (B, K) are the same memory."""
-    em, path = model(m_step, num_components=1, num_steps=2), FastPath()
+    em, path = fast_model(m_step, num_components=1, num_steps=2), FastPath()
     first = fast(em, torch.ones(1, *SHAPE).double(), path)
     kept = [value.detach().clone() for value in first]
     fast(em, torch.zeros(1, *SHAPE).double(), path)
@@ -236,7 +207,7 @@ def test_a_second_batch_leaves_what_the_first_one_gave_alone(m_step):
 def test_the_order_in_which_weights_were_registered_does_not_matter():
     """Taking away a parametrization, or pruning, registers a weight anew, behind the bias."""
     torch.manual_seed(0)
-    em = model(weights="all", num_components=2, num_steps=3)
+    em = fast_model(weights="all", num_components=2, num_steps=3)
     m_step = m_step_of(em)
     for layer in (m_step.input_layer, output_layer(m_step), m_step.norm):
         weight = layer.get_parameter("weight")
@@ -247,7 +218,7 @@ def test_the_order_in_which_weights_were_registered_does_not_matter():
 
 @every_m_step
 def test_frozen_weights_get_no_gradient(m_step):
-    em = model(m_step, num_components=2, num_steps=2)
+    em = fast_model(m_step, num_components=2, num_steps=2)
     next(em.parameters()).requires_grad_(False)
     fast(em, binary(2, *SHAPE)).total.backward()
     assert all((p.grad is not None) == p.requires_grad for p in em.parameters())
@@ -256,7 +227,7 @@ def test_frozen_weights_get_no_gradient(m_step):
 @every_m_step
 def test_second_derivatives_are_refused(m_step):
     """The gradients have none, so they would silently count as constants."""
-    em = model(m_step, num_components=2, num_steps=2)
+    em = fast_model(m_step, num_components=2, num_steps=2)
     total = fast(em, binary(2, *SHAPE)).total
     with pytest.raises(RuntimeError, match="the fast path has no second derivatives"):
         torch.autograd.grad(total, list(em.parameters()), create_graph=True)
@@ -267,13 +238,13 @@ def test_many_components_and_steps():
     """More logarithms than go into one product: near the logit 0, a product of 200 is 0 in single precision."""
     torch.manual_seed(0)
     weights = [1.0] * 12 + [0.5] * 5
-    em = model(scale=0.1, dtype=torch.float32, weights=weights, num_components=17, num_steps=17)
+    em = fast_model(scale=0.1, dtype=torch.float32, weights=weights, num_components=17, num_steps=17)
     assert_same(em, binary(2, *SHAPE, dtype=torch.float32), None, 1e-4)
 
 
 @pytest.mark.parametrize("far", [200.0, -200.0])
 def test_logits_far_out_give_finite_gradients(far):
-    em = model(dtype=torch.float32, weights="all", num_steps=3)
+    em = fast_model(dtype=torch.float32, weights="all", num_steps=3)
     output_layer(m_step_of(em)).bias.data.fill_(far)
     assert_same(em, binary(2, *SHAPE, dtype=torch.float32), None, 1e-4)
 
@@ -287,7 +258,7 @@ def test_the_model_gives_the_same_loss_and_gradients_either_way(m_step, differen
     """With noise, and with the grouping after the last step. For so many epochs no gradients flow through gamma."""
     torch.manual_seed(0)
     settings = {"differentiate_responsibilities": differentiate, "detached_epochs": detached_epochs}
-    em, frames = model(m_step, weights="all", num_steps=3, **settings), binary(2, 1, *SHAPE)
+    em, frames = fast_model(m_step, weights="all", num_steps=3, **settings), binary(2, 1, *SHAPE)
     em.corruption = BitFlip(0.3)
     found = []
     for em.fast in (True, False):
@@ -310,7 +281,7 @@ def test_the_model_gives_the_same_loss_and_gradients_either_way(m_step, differen
 def test_gradients_through_gamma_matter():
     """Else the test before would compare the same with the same."""
     torch.manual_seed(0)
-    em, frames = model(weights="all", num_steps=3, detached_epochs=1), binary(2, 1, *SHAPE)
+    em, frames = fast_model(weights="all", num_steps=3, detached_epochs=1), binary(2, 1, *SHAPE)
     gradients = []
     for epoch in (0, 1):
         em.zero_grad()

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from test_fast_path import SHAPE, binary, model
+from small_models import SHAPE, binary, fast_model
 from tiny import m_step_of
 from torch import nn
 
@@ -41,7 +41,7 @@ def why_not(em: NeuralEM, frames: torch.Tensor, corrupted: torch.Tensor | None =
 
 def change(kind: str) -> tuple[NeuralEM, torch.Tensor]:
     """A model and frames that the fast path is not written for, in one respect."""
-    em, frames = model(), binary(2, 1, *SHAPE)
+    em, frames = fast_model(), binary(2, 1, *SHAPE)
     m_step = m_step_of(em)
     match kind:
         case "M-step":

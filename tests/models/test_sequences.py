@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_em import sequences, small_model
+from small_models import sequences, small_model
 from tiny import gradient_of
 
 from nem_lightning.errors import InputError

@@ -42,6 +42,8 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     scores = instantiate(config.scores)
     module = checkpoints.load_module(config.ckpt_path, scores, config.seed, sizes, config.trusted)
     datamodule = instantiate(config.data)
+    if first:
+        command_line.warn_of_other_data(checkpoints.read(config.ckpt_path)[checkpoints.KEY], config)
     module.model.check_images(datamodule.image_shape, datamodule.binary)
     own = isinstance(datamodule, FramesDataModule)
     require(own or config.split == "test", f"split={config.split}: must be test, as data is no FramesDataModule")
@@ -62,7 +64,8 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     found = {"ckpt_path": str(config.ckpt_path), **command_line.scores_of_test(module, config.split)}
     folder.finish(found)
     console = Console()
-    title = f"K={module.model.num_components}, {config.split} images, by EM step"
+    images = f"{found['num_images']} {config.split} images of {type(datamodule).__name__.removesuffix('DataModule')}"
+    title = f"K={module.model.num_components}, {images}, by EM step"
     command_line.print_saved_scores(title, found, console)
     places = [Place("scores", folder.path / SCORES), *command_line.places_of(pictures)]
     command_line.print_places(places, console)

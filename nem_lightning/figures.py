@@ -73,6 +73,22 @@ def groups_colours(groups: Tensor, labels: Tensor) -> np.ndarray:
     return picture
 
 
+def film_colours(groups: Tensor, trajectory: Sequence[Grouping], index: int) -> list[np.ndarray]:
+    """Colour the true groups of a sequence as :func:`groups_colours` does, each object in one colour at all steps.
+
+    Args:
+        groups: (B, F, H, W), objects from 1.
+        trajectory: the groupings after steps 1 to T for the batch.
+        index: which sequence of the batch.
+
+    Returns:
+        (H, W, 3) for each step: the groups of the frame that the step explains.
+    """
+    true = torch.cat([groups_of_step(groups, step)[index] for step in range(1, len(trajectory) + 1)])
+    found = torch.cat([grouping.labels[index] for grouping in trajectory])
+    return np.split(groups_colours(true, found), len(trajectory))
+
+
 def image_pixels(image: Tensor) -> np.ndarray:
     """Convert (C, H, W) in [0, 1] to (H, W, 3): grey for one channel, else the first three channels."""
     pixels = image.detach().float().cpu().clamp(0, 1)
@@ -172,13 +188,14 @@ def groupings(
     else:
         for row, text in enumerate(("frame", "true groups", "found")):
             mosaic.label(row, 0, text)
+    film = [] if is_still else film_colours(groups, trajectory, index)
     of_means = colours(num_means)
     for step, grouping in enumerate(trajectory, start=1):
         column = first_column + step - 1
         mosaic.title(0, column, f"step {step}")
         if not is_still:
             mosaic.show(0, column, image_pixels(frame_pair(frames, step)[1][index]))
-            mosaic.show(1, column, groups_colours(groups_of_step(groups, step)[index], grouping.labels[index]))
+            mosaic.show(1, column, film[step - 1])
         mosaic.show(found_row, column, grouping_colours(grouping.responsibilities[index, :, 0]))
         for k, colour in enumerate(of_means):
             assert grouping.mean is not None
@@ -226,15 +243,15 @@ def animation(
     """
     count = min(count, len(frames))
     num_means = trajectory[0].responsibilities.shape[1] if trajectory[0].mean is not None else 0
-    pictures = []
+    pictures, films = [], [film_colours(groups, trajectory, row) for row in range(count)]
     for step, grouping in enumerate(trajectory, start=1):
         mosaic = Mosaic(count, 3 + num_means, frames.shape[-2:], caption=f"{caption} step {step}".lstrip())
         for column, text in enumerate(["frame", "true groups", "found", *(f"mean {k + 1}" for k in range(num_means))]):
             mosaic.title(0, column, text)
-        image, of_image = frame_pair(frames, step)[1], groups_of_step(groups, step)
+        image = frame_pair(frames, step)[1]
         for row in range(count):
             mosaic.show(row, 0, image_pixels(image[row]))
-            mosaic.show(row, 1, groups_colours(of_image[row], grouping.labels[row]))
+            mosaic.show(row, 1, films[row][step - 1])
             mosaic.show(row, 2, grouping_colours(grouping.responsibilities[row, :, 0]))
             for k, colour in enumerate(colours(num_means)):
                 assert grouping.mean is not None

@@ -101,7 +101,8 @@ def test_train_then_evaluate_with_another_k_and_t(shell, tmp_path):
     scores = json.loads(only(tmp_path.glob("outputs/evaluations/*/scores.json")).read_text())
     assert len(scores["by_step"]) == 4 and scores["num_components"] == 5
     assert scores["split"] == "val" and scores["num_images"] == 300 and "Traceback" not in printed
-    assert f"{scores['by_step'][3]['ami_max']:.4f}" in printed and "K=5" in printed
+    assert f"{scores['by_step'][3]['ami_max']:.4f}" in printed and "K=5, 300 val images of Shapes" in printed
+    assert "these are not the data of the training" not in printed
     assert scores["num_starts"] == 2 and "the best of 2 starts" in printed
     assert only(tmp_path.glob("outputs/evaluations/*/groupings.png")).stat().st_size > 1000
 
@@ -297,6 +298,14 @@ def test_bad_settings_of_evaluate_get_one_line(run, tmp_path):
         printed = run("evaluate.py", *arguments, status=1)
         assert message in printed and "Traceback" not in printed
     assert not list(tmp_path.glob("outputs/*/*/config.yaml"))  # the corrected command may use the folder
+
+
+def test_other_data_than_in_training_are_said(run, tmp_path):
+    small = ["data.size=12", "data.num_objects=1", "model.m_step.hidden_size=10", "data.batch_size=32"]
+    run("train.py", *SMOKE, *small, "hydra.run.dir=here")
+    command = ["evaluate.py", "ckpt_path=here/checkpoints/best.ckpt", "data.size=12", "trainer.limit_test_batches=1"]
+    assert "data.num_objects: 1 in training, 3 here" in run(*command)
+    assert "not the data of the training" not in run(*command, "data.num_objects=1")
 
 
 def test_a_folder_that_cannot_be_written(run, tmp_path):

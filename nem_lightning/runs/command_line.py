@@ -30,10 +30,13 @@ from rich.text import Text
 from nem_lightning.errors import InputError, NonFiniteLoss, require, require_count
 from nem_lightning.headings import Heading
 from nem_lightning.runs.hints import hydra_value
+from nem_lightning.runs.settings import differences
 
 if TYPE_CHECKING:
     from nem_lightning.figures import Pictures
     from nem_lightning.training.module import GroupingModule
+
+log = logging.getLogger(__name__)
 
 for stream in (sys.stdout, sys.stderr):  # nothing printed may end a run in a terminal that lacks a character
     if isinstance(stream, io.TextIOWrapper):
@@ -129,6 +132,16 @@ def plain(config: DictConfig) -> dict[str, Any]:
     found = OmegaConf.to_container(config, resolve=True)
     assert isinstance(found, dict)
     return {str(name): value for name, value in found.items()}
+
+
+def warn_of_other_data(trained: Mapping[str, Any], config: DictConfig) -> None:
+    """Say in a line in which settings of the data this configuration differs from the one of a training."""
+    of_training = {"data": trained.get("data"), "paths": trained.get("paths", {})}
+    here = {"data": plain(config.data), "paths": plain(config.paths)}
+    but = ("paths.*", "data.seed", "data.batch_size", "data.mnist_dir")
+    if of_training["data"] and (other := differences(of_training, here, but)):
+        said = "; ".join(f"{each.name}: {each.there} in training, {each.here} here" for each in other[:3])
+        log.warning("these are not the data of the training (%s)", said)
 
 
 def scores_of_test(module: "GroupingModule", split: str) -> dict[str, Any]:

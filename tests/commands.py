@@ -25,6 +25,7 @@ PRELOADED = [
     "hydra._internal.core_plugins.basic_sweeper",
     "commands",
     "fake_wandb",
+    "preloaded",
 ]
 
 TINY = [

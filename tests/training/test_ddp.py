@@ -114,7 +114,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(results):
     for name, weight in alone["weights"].items():
         torch.testing.assert_close(torch.tensor(first["weights"][name]), torch.tensor(weight), rtol=1e-4, atol=1e-5)
     validated = [name for name in alone["metrics"] if name.startswith("val/")]
-    assert len(validated) == 9
+    assert len(validated) == 10
     for name in validated:
         assert first["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-4), name
         assert second["metrics"][name] == first["metrics"][name]

@@ -4,8 +4,8 @@ Shapes: N sequences, B of them in a batch, F frames, O objects, H by W pixels.
 
 The generator of the published sets is not public, so this motion is ours. An object starts at a place drawn uniformly
 inside the image, with a velocity drawn uniformly, separately for rows and columns. It moves straight on, is reflected
-when it would leave the image, and is drawn at the nearest whole pixel. Positions and
-velocities are integers, in ``UNIT`` parts of a pixel, so the same seed gives the same set on every machine.
+when it would leave the image, and is drawn at the nearest whole pixel. Positions and velocities are integers, in
+``UNIT`` parts of a pixel, so the same seed gives the same set on every machine.
 """
 
 import logging
@@ -159,13 +159,14 @@ class FlyingDataModule(FramesDataModule[Frames]):
         self.num_frames = num_frames
         self.max_speed = max_speed
         self.generation_seed = generation_seed
-        path = Path(data_dir).expanduser() / self.published_name()
-        self.path = path if path.exists() else None
+        name = self.published_name()
+        path = None if name is None else Path(data_dir).expanduser() / name
+        self.path = path if path is not None and path.exists() else None
         if self.path is not None:
             log.info("%s: reading %s instead of generating", type(self).__name__, path)
 
-    def published_name(self) -> str:
-        """Give the name of the published file of these settings."""
+    def published_name(self) -> str | None:
+        """Give the name of the published file of these settings; None if no file of them is published."""
         raise NotImplementedError
 
     def templates(self, stage: str) -> Templates:
@@ -226,10 +227,10 @@ class FlyingShapesDataModule(FlyingDataModule):
         super().__init__(data_dir, size, num_objects, num_frames, max_speed, batch_size, generation_seed, seed)
         most = size * size // 12**2
         require(num_objects <= most, f"num_objects={num_objects}: must be at most {most} for images of size={size}")
-        if (size, generation_seed) != (28, 0):
-            self.path = None
 
-    def published_name(self) -> str:
+    def published_name(self) -> str | None:
+        if (self.image_shape[1], self.generation_seed) != (28, 0):
+            return None
         return "flying_shapes.h5" if self.num_objects == 3 else f"flying_shapes_{self.num_objects}.h5"
 
     def templates(self, stage: str) -> Templates:

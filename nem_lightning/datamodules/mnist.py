@@ -120,10 +120,10 @@ class FlyingMNISTDataModule(FlyingDataModule):
         require(num_objects <= 3, f"num_objects={num_objects}: must be 1 to 3 digits")
         self.mnist_dir = Path(mnist_dir).expanduser()
         self.download = download
-        if generation_seed != 0:
-            self.path = None
 
-    def published_name(self) -> str:
+    def published_name(self) -> str | None:
+        if self.generation_seed != 0:
+            return None
         kind = "hard" if self.num_digits_used == "all" else f"medium{self.num_digits_used}"
         return f"flying_mnist_{kind}_{self.num_objects}digits.h5"
 

@@ -132,6 +132,10 @@ def test_a_published_file_is_read_and_written(tmp_path, caplog):
         whole, part = made.stages[stage].__getitems__([3, 8]), frames.__getitems__([3, 8])
         assert all(torch.equal(part[name], whole[name][:, :5]) for name in ("frames", "groups"))
     assert FlyingShapesDataModule(str(tmp_path), num_objects=4).path is None
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert FlyingShapesDataModule(str(tmp_path), generation_seed=1).path is None
+    assert not caplog.text  # nothing is read instead
     with pytest.raises(InputError, match=r"'training' has sequences of 6 frames; data.num_frames=21 are asked for"):
         FlyingShapesDataModule(str(tmp_path)).setup()
 

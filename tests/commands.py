@@ -1,32 +1,24 @@
-"""Runs ``train.py`` and ``evaluate.py`` as from a shell, in processes forked where PyTorch is imported already.
+"""Runs ``train.py`` and ``evaluate.py`` as from a shell."""
 
-So a command takes a second or two, not the ten that the imports take.
-"""
-
-import io
-import multiprocessing
+import contextlib
 import os
-import runpy
-import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+import python_server
 from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, open_dict
 
-PRELOADED = [
-    "train",
-    "nem_lightning.training.module",
-    "nem_lightning.training.callbacks",
-    "nem_lightning.training.loggers",
-    "nem_lightning.datamodules",
-    "nem_lightning.figures",
-    "hydra._internal.core_plugins.basic_sweeper",
-    "commands",
-    "fake_wandb",
-    "preloaded",
-]
+import evaluate
+import train
+from nem_lightning.runs import command_line
+from nem_lightning.runs.folder import RunFolder
 
 TINY = [
     "trainer=cpu",
@@ -44,22 +36,16 @@ TINY = [
 """Settings of train.py with which a run takes a second."""
 
 
-def forking() -> ForkServerContext:
-    """Processes that are forked from one that has imported what a run needs."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
 class Command:
     """A command in a process of its own, which is started at once.
 
     Args:
-        script: "train.py" or "evaluate.py".
+        script: "train.py", "evaluate.py" or "-m".
         arguments: as typed.
         folder: where it runs; what it prints goes to a file in there.
         environment: variables of its own.
-        before: called in the process before the script runs.
+        new_python: whether the process, and those that it starts, import everything anew, as for a user. Otherwise
+            they are forked (``python_server.py``), which is quicker.
     """
 
     def __init__(
@@ -68,48 +54,56 @@ class Command:
         *arguments: str,
         folder: Path,
         environment: Mapping[str, str] | None = None,
-        before: Callable[[], None] | None = None,
+        new_python: bool = False,
     ) -> None:
         numbers = (int(path.suffix[1:]) for path in folder.glob(".printed.*"))
         self._printed = folder / f".printed.{max(numbers, default=0) + 1}"
-        own = {"WANDB_MODE": "offline", "COLUMNS": "120", **(environment or {})}
-        arguments_of_run = (script, arguments, str(folder), str(self._printed), own, before)
-        self._process: ForkServerProcess = forking().Process(target=_run, args=arguments_of_run)
-        self._process.start()
+        own = {"WANDB_MODE": "offline", "COLUMNS": "120", "PYTHONWARNINGS": "", **(environment or {})}
+        python = sys.executable if new_python else str(python_server.QUICK_PYTHON)
+        if not new_python:
+            own |= {"QUICK_PYTHON": python_server.address(), "NEW_PYTHON": sys.executable}
+        inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # of other tests
+        command = [python, script if script == "-m" else str(ROOT / script), *arguments]
+        with open(self._printed, "w") as printed:
+            self._process = subprocess.Popen(
+                command, cwd=folder, env=inherited | own, stdout=printed, stderr=subprocess.STDOUT
+            )
 
     @property
     def is_alive(self) -> bool:
         """Whether it runs."""
-        return self._process.is_alive()
+        return self._process.poll() is None
 
     def send_signal(self, number: int) -> None:
         """Send a signal to it."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        self._process.send_signal(number)
 
     def end(self, status: int = 0, timeout: float = 900) -> str:
         """Wait until it ends, which must be with this exit status; give what it printed."""
-        self._process.join(timeout)  # guards against hanging; machines may be busy
+        self._process.wait(timeout)  # guards against hanging; machines may be busy
         printed = self._printed.read_text(errors="replace")
-        assert self._process.exitcode == status, printed
+        assert self._process.returncode == status, printed
         return printed
 
 
-def _run(script, arguments, folder, printed, environment, before) -> None:
-    with open(printed, "w") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-    for stream in (sys.stdout, sys.stderr):
-        assert isinstance(stream, io.TextIOWrapper)
-        stream.reconfigure(line_buffering=True, encoding="utf-8")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background, it is ignored
-    os.chdir(folder)
-    os.environ.pop("WANDB_SERVICE", None)
-    os.environ.update(environment)
-    sys.argv = [str(ROOT / script), *arguments]
-    if before is not None:
-        before()
-    runpy.run_path(sys.argv[0], run_name="__main__")
+def composed(script: str, *overrides: str) -> DictConfig:
+    """What Hydra gives to the script "train" or "evaluate"."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose(script, overrides=[*overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config.hydra
+    return config
+
+
+def refusal(script: str, *overrides: str, folder: Path) -> str:
+    """Run "train" or "evaluate" in this process, in ``folder``/here. It must end with a line; give the line."""
+    with contextlib.chdir(folder):
+        config = composed(script, *overrides, "paths.run_dir=here")
+        run = {"train": train.train, "evaluate": evaluate.evaluate}[script]
+        with pytest.raises(CompactHydraException) as raised, RunFolder("here") as here, command_line.one_line_errors():
+            run(config, here)
+    return str(raised.value)
 
 
 def runs_in(sweep: Path) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Settings: ``NEM_SHARED``, a folder with the full reference traces and a VOC subset; optional."""
 
+import gc
 import os
 from pathlib import Path
 from typing import NoReturn
@@ -68,6 +69,10 @@ def data_dir(tmp_path_factory) -> Path:
 def _processes_of_their_own() -> None:
     """Processes that a test starts talk to a W&B process of their own, not to that of earlier tests in this one."""
     os.environ.pop("WANDB_SERVICE", None)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the garbage collector passes over all that is imported
 
 
 def missing(reason: str) -> NoReturn:

@@ -1,13 +1,20 @@
 """Imported by the process that commands are forked from: does once what takes long and is the same in all of them."""
 
+import gc
 import io
 
 import numpy as np
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 
+import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from nem_lightning.figures import Mosaic
 
 Plugins.instance()  # looks for Hydra's plugins, and imports them
+with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # builds the tables of Hydra's parsers
+    compose("train", overrides=["experiment=smoke", "+a={b: [1, 2.0, 'c d']}", "seed=1"], return_hydra_config=True)
 mosaic = Mosaic(1, 1, (2, 2), caption="fonts")
 mosaic.show(0, 0, np.zeros((2, 2, 3)))
 mosaic.figure().savefig(io.BytesIO())
+gc.freeze()  # the collector passes over all that is imported

@@ -3,17 +3,17 @@
 import inspect
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from conftest import ROOT
 from devkit import make_devkit
 from digits import make_digits
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 import train as train_script
+from nem_lightning.datamodules import flying
 from nem_lightning.models.corruption import BitFlip, MaskedUniform
 from nem_lightning.models.em import NeuralEM
 from nem_lightning.models.likelihoods import Bernoulli, Gaussian
@@ -23,6 +23,7 @@ from nem_lightning.training import checkpoints
 
 FEW = [
     "trainer.accelerator=cpu",
+    "model.num_starts=2",
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=2",
     "trainer.limit_val_batches=1",
@@ -31,18 +32,15 @@ FEW = [
 ]
 
 
+SMALL = {"voc": ["data.size=16", "model.m_step.hidden_size=20"]}
+
+
 def files(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
 def composed(name: str, overrides: list[str], tmp_path: Path, data_dir: Path):
-    places = [f"paths.run_dir={tmp_path}/run", f"paths.data_dir={data_dir}"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose(name, overrides=[*places, *overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config.hydra
-    return config
+    return commands.composed(name, f"paths.run_dir={tmp_path}/run", f"paths.data_dir={data_dir}", *overrides)
 
 
 @pytest.fixture
@@ -55,6 +53,8 @@ def run(tmp_path, data_dir, capsys, monkeypatch):
             config.data.devkit = str(make_devkit(tmp_path / "voc"))
             config.data.cache_dir = str(tmp_path / "voc")
             config.data.batch_size = 8
+        few = {stage: (name, 200) for stage, (name, _) in flying.SPLITS.items()}
+        monkeypatch.setattr(flying, "SPLITS", few)
         if config.data._target_.endswith("FlyingMNISTDataModule"):
             monkeypatch.setattr("nem_lightning.datamodules.mnist.IMAGES", make_digits(tmp_path / "mnist"))
             config.data.mnist_dir = str(tmp_path / "mnist")
@@ -69,7 +69,7 @@ def run(tmp_path, data_dir, capsys, monkeypatch):
 @pytest.mark.parametrize("data", files("data"))
 @pytest.mark.parametrize("model", files("model"))
 def test_every_model_trains_on_every_data_set(run, model, data):
-    config, printed = run(f"model={model}", f"data={data}", "logger=none")
+    config, printed = run(f"model={model}", f"data={data}", "logger=none", *SMALL.get(data, []))
     run_dir = Path(config.paths.run_dir)
     for name in ("best", "last"):
         saved = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
@@ -85,11 +85,13 @@ def test_every_model_trains_on_every_data_set(run, model, data):
     assert {path.name for path in run_dir.iterdir()} == expected
 
 
-@pytest.mark.parametrize("experiment", files("experiment"))
+IN_DOCS = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("experiment", [name for name in files("experiment") if f"experiment={name} " not in IN_DOCS])
 def test_every_experiment_trains(run, experiment):
-    size = ["data.size=16", "model.m_step.hidden_size=20"] if "voc" in experiment else []
-    size += ["data.batch_size=2", "model.num_steps=3"] if "flying" in experiment else []
-    config, _ = run(f"experiment={experiment}", "logger=none", *size)
+    """Those that the pages name are trained in test_docs."""
+    config, _ = run(f"experiment={experiment}", "logger=none", "data.batch_size=2", "model.num_steps=3")
     assert (Path(config.paths.run_dir) / "checkpoints" / "best.ckpt").exists()
 
 

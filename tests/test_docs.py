@@ -2,29 +2,24 @@
 
 import contextlib
 import json
-import os
 import re
 import runpy
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
-from commands import Command
+from commands import Command, composed
 from conftest import ROOT
 from devkit import make_devkit
-from hydra import compose, initialize_config_dir
+from digits import make_digits
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
 
-from nem_lightning.runs import kinds
-
-
-def import_from_here() -> None:
-    """As ``PYTHONPATH=.`` does."""
-    sys.path.insert(0, os.getcwd())
+import evaluate
+import train
+from nem_lightning import figures
+from nem_lightning.datamodules import flying, mnist
+from nem_lightning.runs.folder import RunFolder
 
 
 def test_a_model_a_data_set_and_a_score_as_the_page_on_extending_shows_them(tmp_path):
@@ -34,7 +29,7 @@ def test_a_model_a_data_set_and_a_score_as_the_page_on_extending_shows_them(tmp_
         (tmp_path / name).write_text(text)
     arguments = ["--config-dir", "my_conf", "hydra.run.dir=run", "logger=csv", "trainer=cpu"]
     arguments += ["model=strips", "data=moving_bars", "scores=[default,purity]"]
-    Command("train.py", *arguments, folder=tmp_path, before=import_from_here).end()
+    Command("train.py", *arguments, folder=tmp_path, environment={"PYTHONPATH": "."}).end()
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores["headings"]["purity"] == ["purity", ".3f"] and 0.5 < scores["by_step"][0]["purity"] <= 1
 
@@ -67,42 +62,81 @@ def commands() -> list[str]:
     return sorted({f"{script}{arguments}" for script, arguments in found if "$g" not in arguments})
 
 
-FITTING = {"/path/to/VOCdevkit": "{devkit}", "outputs/RUN": "{run}", "outputs/<run>": "{run}", "...": "{checkpoint}"}
-FITTING |= {
+FITTING = {
+    "/path/to/VOCdevkit": "{devkit}",
+    "outputs/stage1/checkpoints/best.ckpt": "{digits}",
+    "outputs/RUN/checkpoints/last.ckpt": "{last}",
+    "outputs/RUN/checkpoints/best.ckpt": "{checkpoint}",
+    "outputs/<run>/checkpoints/best.ckpt": "{checkpoint}",
+    "ckpt_path=...": "ckpt_path={checkpoint}",
     "results/checkpoints/": f"{ROOT}/results/checkpoints/",
     "seed=S": "seed=3",
     "$SLURM_JOB_ID": "7",
-    "<time>": "mine",
+}
+SMALL = {
+    "train": [
+        *("model.m_step.hidden_size=10", "model.num_starts=2", "data.batch_size=2", "trainer.max_epochs=2"),
+        *(f"trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test")),
+        *("trainer.log_every_n_steps=1", "trainer.accelerator=cpu", "logger=csv"),
+    ],
+    "evaluate": ["data.batch_size=2", "trainer.limit_test_batches=1", "trainer.accelerator=cpu"],
 }
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, data_dir):
+    """What the commands take to be there: data sets, and runs of the pages' earlier commands."""
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flying, "SPLITS", {stage: (name, 40) for stage, (name, _) in flying.SPLITS.items()})
+        patch.setattr(mnist, "IMAGES", make_digits(folder / "mnist"))
+        devkit, of_data = make_devkit(folder), [f"paths.data_dir={data_dir}", f"data.mnist_dir={folder}/mnist"]
+        best = "{}/checkpoints/best.ckpt"
+        found = {"devkit": str(devkit), "data": data_dir, "mnist": f"{folder}/mnist"}
+        found["last"] = f"{trained(folder / 'run', of_data[:1])}/checkpoints/last.ckpt"
+        found["digits"] = best.format(trained(folder / "digits", [*of_data, "experiment=flying_mnist_2"]))
+        voc = ["data=voc", f"data.devkit={devkit}", f"data.cache_dir={folder}"]
+        found["voc"] = best.format(trained(folder / "voc", [*of_data[:1], *voc]))
+        yield found
+
+
+def trained(folder: Path, overrides: list[str]) -> Path:
+    config = composed("train", *SMALL["train"], *overrides, f"paths.run_dir={folder}")
+    with RunFolder(folder) as run:
+        train.train(config, run)
+    return folder
+
+
 @pytest.mark.parametrize("command", [each for each in commands() if re.match(r"(train|evaluate)\.py", each)])
-def test_a_command_composes_and_its_parts_can_be_built(command, tmp_path, data_dir):
-    """Its data, model, callbacks and loggers; :mod:`test_configs` trains each of them."""
+def test_a_command_runs(command, tmp_path, places, monkeypatch):
+    """In its smallest form: few images, few units, no pictures; of a sweep, the first run."""
+    nothing = figures.Pictures(tmp_path / "none", tmp_path / "none", None)
+    monkeypatch.setattr(figures, "save", lambda *_: nothing)
     for words, value in FITTING.items():
         command = command.replace(words, value)
-    script, *arguments = command.format(
-        devkit=make_devkit(tmp_path), run=tmp_path / "run", checkpoint=CHECKPOINT
-    ).split()
+    checkpoint = places["voc"] if "data=voc" in command else CHECKPOINT
+    script, *arguments = command.format(checkpoint=checkpoint, **places).split()
     if arguments == ["--help"] or "--config-dir" in arguments:  # tested above, and in test_cli
         return
-    is_sweep, overrides = "-m" in arguments, [each for each in arguments if each != "-m"]
-    if is_sweep:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        own = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not o.is_sweep_override()]
-        overrides = [*BasicSweeper.split_arguments([o for o in parsed if o.is_sweep_override()], None)[0][0], *own]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        places = [f"paths.run_dir={tmp_path}/run", f"paths.data_dir={data_dir}"]
-        config = compose(Path(script).stem, overrides=[*places, *overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    data = instantiate(config.data)
-    assert instantiate(config.scores)
-    if script == "train.py":
-        config.pixels = {"shape": list(data.image_shape), "binary": data.binary}
-        instantiate(config.model).check_images(data.image_shape, data.binary)
-        kinds.require_kinds("callbacks", config.callbacks)
-    else:
-        assert config.ckpt_path
+    parsed = OverridesParser.create().parse_overrides([each for each in arguments if each != "-m"])
+    swept = [each for each in parsed if each.is_sweep_override()]
+    own = [f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in parsed if each not in swept]
+    own += BasicSweeper.split_arguments(swept, None)[0][0]
+    script = script.removesuffix(".py")
+    small = [each for each in SMALL[script] if script == "train" or each.partition("=")[0] not in command]
+    if "mnist" in command:
+        small.append(f"data.mnist_dir={places['mnist']}")
+    if "data=voc" in command or "_voc" in command:
+        small += [f"data.cache_dir={tmp_path}", "data.size=64"]
+    if "trainer=ddp" in own:
+        Command(
+            "train.py", *own, *small, "trainer.devices=2", f"paths.data_dir={places['data']}", folder=tmp_path
+        ).end()
+        return
+    config = composed(script, *own, *small, f"paths.run_dir={tmp_path}/run", f"paths.data_dir={places['data']}")
+    with RunFolder(tmp_path / "run") as folder:
+        train.train(config, folder) if script == "train" else evaluate.evaluate(config, folder)
+    assert len(json.loads((tmp_path / "run" / "scores.json").read_text())["by_step"]) >= 1
 
 
 CHECKPOINT = ROOT / "results" / "checkpoints" / "rnn_em_seed0.ckpt"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import Command
+from conftest import ROOT
 
 CONFIGS = {
     "model/nearest_pixels.yaml": """
@@ -46,7 +47,9 @@ def run(tmp_path_factory):
 
     def finish(script: str, name: str, *arguments: str) -> tuple[Path, dict, str]:
         arguments = ("--config-dir", "my_conf", f"hydra.run.dir={name}", *arguments)
-        printed = Command(script, *arguments, folder=folder, environment={"COLUMNS": "200"}).end()
+        printed = Command(
+            script, *arguments, folder=folder, environment={"COLUMNS": "200", "PYTHONPATH": str(ROOT / "tests")}
+        ).end()
         assert "Traceback" not in printed
         for picture in ("groupings.png", "gallery.png"):
             assert (folder / name / picture).stat().st_size > 1000

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from commands import forking
+from python_server import forking
 from sklearn.cluster import KMeans
 from torch.utils.data import DistributedSampler
 
@@ -101,9 +101,9 @@ def test_batches(whole_set):
     assert torch.equal(one["frames"], next(iter(val))["frames"][3]) and one["groups"].shape == (1, 28, 28)
 
 
-def test_the_order_of_training_batches_depends_on_seed_and_epoch(whole_set):
+def test_the_order_of_training_batches_depends_on_seed_and_epoch(data_dir):
     def first(seed: int, epoch: int) -> torch.Tensor:
-        datamodule = ShapesDataModule(str(whole_set), seed=seed)
+        datamodule = ShapesDataModule(str(data_dir), seed=seed)
         datamodule.setup("fit")
         loader = datamodule.train_dataloader()
         assert isinstance(loader.sampler, DistributedSampler)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Command
 from conftest import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
@@ -308,15 +309,19 @@ class TestPage:
         assert rows[5]["problem"] == "NonFiniteLoss: the loss is not finite" and rows[5]["test/ami_max"] == ""
 
 
-def report(*arguments: object, status: int = 0) -> str:
-    command = [sys.executable, "-m", "nem_lightning.report", *map(str, arguments)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert process.returncode == status, process.stderr
-    return process.stdout + process.stderr
+@pytest.fixture
+def report(tmp_path_factory):
+    """Run the command; gives what it printed. It must end with the exit status ``status``."""
+
+    def finish(*arguments: object, status: int = 0) -> str:
+        folder = tmp_path_factory.mktemp("printed")
+        return Command("-m", "nem_lightning.report", *map(str, arguments), folder=folder).end(status)
+
+    return finish
 
 
 class TestCommand:
-    def test_writes_beside_the_runs_or_where_told(self, tmp_path):
+    def test_writes_beside_the_runs_or_where_told(self, report, tmp_path):
         write_run(tmp_path / "sweep" / "run")
         for _ in range(2):  # an earlier report is replaced
             report(tmp_path / "sweep")
@@ -325,13 +330,13 @@ class TestCommand:
             assert {"html", "csv"} == {path.name.removeprefix(f"{name}.") for path in (tmp_path / folder).glob("*.*")}
 
     @pytest.mark.parametrize("name", ["empty", "absent"])
-    def test_no_runs_is_one_line(self, tmp_path, name):
+    def test_no_runs_is_one_line(self, report, tmp_path, name):
         (tmp_path / "empty").mkdir()
         printed = report(tmp_path / name, status=1)
         assert printed.count("\n") == 1 and str(tmp_path / name) in printed
         assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
-    def test_the_output_is_html(self, tmp_path):
+    def test_the_output_is_html(self, report, tmp_path):
         assert "must end in .html" in report(write_run(tmp_path / "run"), "--output", tmp_path / "a.csv", status=1)
 
     def test_no_heavy_imports(self):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import python_server
 import torch
 from conftest import ROOT
 from hydra.utils import instantiate
@@ -199,6 +200,7 @@ SMALL += ["trainer.limit_train_batches=5", "data.batch_size=8", "trainer.max_epo
 
 def test_the_driver(reproduce, tmp_path, data_dir, monkeypatch):
     """A row is trained, scored and tabulated, shipped, scored again, and tampered with."""
+    python_server.use(monkeypatch)
     monkeypatch.setenv("NEM_DATA_DIR", str(data_dir))
     chosen = ["--rows", "nem_published,components", "--seeds", "0"]
     printed = reproduce("all", *chosen, "--images", "40", *SMALL)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import forking
 from conftest import FEW, ROOT
 from fake_wandb import FakeWandb
 from hydra import compose, initialize_config_dir
 from hydra.errors import CompactHydraException
+from python_server import forking
 
 from nem_lightning.errors import InputError
 from nem_lightning.runs.folder import RunFolder
@@ -87,6 +87,7 @@ def small_data(data_dir) -> str:
 def undisturbed(start, small_data, tmp_path_factory) -> tuple[Path, float]:
     """The folder of a run, and how many seconds it took."""
     folder = tmp_path_factory.mktemp("undisturbed")
+    start(target=time.time).join()  # starts the process that others are forked from
     began = time.monotonic()
     process = start(str(folder / "run"), small_data)
     process.join()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import TINY, Command
+from commands import TINY, Command, refusal
 from conftest import ROOT
 from fake_wandb import FakeWandb
 
@@ -64,17 +64,18 @@ def train(tmp_path, data):
 
 
 @pytest.mark.parametrize("setting", REFUSED)
-def test_a_setting_that_is_refused_takes_no_folder(train, tmp_path, setting):
+def test_a_setting_that_is_refused_takes_no_folder(data, tmp_path, setting):
     logger = ["logger=wandb"] if setting.startswith("logger.wandb") else []
-    printed = train(*logger, setting.replace("TOO_LONG", 80 * "x"), "hydra.run.dir=here", status=1)
-    assert REFUSED[setting] in printed
+    own = [*TINY, *logger, f"paths.data_dir={data}", setting.replace("TOO_LONG", 80 * "x")]
+    assert REFUSED[setting] in refusal("train", *own, folder=tmp_path)
     assert not (tmp_path / "here" / "config.yaml").exists()
     assert not (tmp_path / "here" / "checkpoints").exists()
 
 
-def test_the_corrected_command_takes_the_folder(train, tmp_path):
+def test_the_corrected_command_takes_the_folder(train, data, tmp_path):
+    (tmp_path / "here").mkdir()  # as Hydra does
     for setting in ("trainer.max_epochs=abc", "trainer.accelerator=gpu", "+trainer.precison=16"):
-        train(setting, "hydra.run.dir=here", status=1)
+        refusal("train", *TINY, f"paths.data_dir={data}", setting, folder=tmp_path)
     assert "max_epochs=abc" not in (tmp_path / "here" / "error.txt").read_text()  # of the last command
     train("trainer.max_epochs=3", "hydra.run.dir=here")
     assert not (tmp_path / "here" / "error.txt").exists()
@@ -118,15 +119,15 @@ def test_a_tilde_is_the_home_folder(train, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.name == "~"]
 
 
-def test_damaged_files_of_a_run_get_one_line(train, tmp_path):
+def test_damaged_files_of_a_run_get_one_line(train, data, tmp_path):
     train("hydra.run.dir=here")
     config, scores = (tmp_path / "here" / name for name in ("config.yaml", "scores.json"))
     kept = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*.ckpt")}
     whole = config.read_bytes()
     for path, content in ((config, b"seed: [1"), (config, b"\xff\0"), (scores, b""), (scores, b'{"by_step": [')):
         path.write_bytes(content)
-        printed = train("hydra.run.dir=here", status=1)
-        assert f"{path}: is damaged or cut short" in printed and path.read_bytes() == content
+        line = refusal("train", *TINY, f"paths.data_dir={data}", folder=tmp_path)
+        assert f"{path.relative_to(tmp_path)}: is damaged or cut short" in line and path.read_bytes() == content
         config.write_bytes(whole)
     assert kept == {path: path.read_bytes() for path in kept}
     scores.unlink()

@@ -118,7 +118,7 @@ def test_devices_must_be_a_number_in_a_sweep_of_jobs(start, tmp_path):
 
 def test_a_job_that_is_requeued_and_killed_ends_as_if_it_had_not_been(slurm, start, tmp_path):
     """Preempted (scontrol requeue), told of its time limit (SIGUSR2), killed and submitted again."""
-    settings = [*SMALL, "trainer.max_epochs=30", "trainer.limit_train_batches=20", "seed=0"]
+    settings = [*SMALL, "trainer.max_epochs=20", "trainer.limit_train_batches=10", "seed=0"]
     settings.append("callbacks.log_groupings.num_images=1")
     settings.append("callbacks.early_stopping.patience=1000")  # so that it is still training when it is stopped
     scontrol = Scontrol({**os.environ, **slurm})
@@ -214,11 +214,12 @@ class Scontrol:
             time.sleep(0.1)
 
     def start_now(self, job: str) -> None:
-        """SLURM waits two minutes before it starts a requeued job again."""
+        """SLURM waits two minutes before it starts a requeued job again, so that it hears of the end of the first."""
         self.wait_until(job, "PENDING")
+        time.sleep(2)
         deadline = time.monotonic() + 60
-        while "JobState=RUNNING" not in self("show", "job", job):
-            assert time.monotonic() < deadline
+        while "JobState=RUNNING" not in (said := self("show", "job", job)):
+            assert time.monotonic() < deadline, said
             with contextlib.suppress(subprocess.CalledProcessError):
                 self("update", f"JobId={job}", "StartTime=now")
             time.sleep(0.5)

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 import torch
-from commands import forking
 from hypothesis import given
 from hypothesis import strategies as st
+from python_server import forking
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from tiny import default_scores, tiny_model
 from torchmetrics import MetricCollection

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import forking
+from python_server import forking
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from tiny import SHAPE, TinyImages, default_scores, scores_of, tiny_trainer

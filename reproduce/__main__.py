@@ -69,9 +69,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.command in ("all", "score"):
         failed = not score(rows, seeds, arguments, console) or failed
     if arguments.command in ("all", "tables"):
-        from reproduce import tables
+        from reproduce import sequences, tables
 
-        print_places([Place(*place) for place in tables.write(arguments.results).items()], console)
+        places = [Place(*place) for place in tables.write(arguments.results).items()]
+        of_sequences = sequences.write(arguments.results)
+        print_places(places + ([Place("sequences", of_sequences)] if of_sequences else []), console)
     if arguments.command == "ship":
         from reproduce import shipped
 
@@ -121,6 +123,7 @@ def train(row: Row, seeds: list[int], runs: Path, jobs: int, extra: tuple[str, .
 
 def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, console: Console) -> bool:
     """Score the baselines, and the finished runs of the other rows. Say whether all could be scored."""
+    from reproduce import sequences
     from reproduce.evaluation import Evaluator, Run
 
     def say(line: str) -> None:
@@ -132,8 +135,12 @@ def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, cons
         if not row.overrides:
             evaluator.baseline(row)
         for seed in seeds if row.overrides else ():
+            run = Run(row, seed, arguments.runs, tuple(arguments.overrides))
             try:
-                evaluator.run(Run(row, seed, arguments.runs, tuple(arguments.overrides)))
+                if row in GROUPS["sequences"]:
+                    sequences.score(run, arguments.results, say)
+                else:
+                    evaluator.run(run)
             except InputError as error:
                 say(f"{row.name}, seed {seed}: {error}")
                 problems += 1

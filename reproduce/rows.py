@@ -37,6 +37,16 @@ class Row:
     in_detail: bool = False
 
 
+def _flying(name: str, title: str, *overrides: str) -> Row:
+    few = ("trainer.limit_val_batches=10", "trainer.limit_test_batches=16")
+    return Row(name, title, ("model.num_steps=20", *overrides, *few))
+
+
+_DENSE = ("m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5e-3")
+_CONV = ("m_step/network=conv_shapes", "model.m_step.hidden_size=100", "optimizer.lr=3e-3")
+_FIVE = ("data=flying_shapes", "data.num_objects=5", "model.num_components=5")
+
+
 def _ablation(path: Path) -> Row:
     title = path.read_text().splitlines()[1].removeprefix("# ")
     return Row(f"ablation_{path.stem}", title, ("model=rnn_em", f"ablation={path.stem}"))
@@ -59,6 +69,16 @@ GROUPS = {
         Row(f"steps_T{steps}", f"RNN-EM, T={steps}", ("model=rnn_em", f"model.num_steps={steps}"))
         for steps in STEPS
         if steps != 10
+    ),
+    "sequences": (
+        _flying("flying_shapes_3", "dense network", "data=flying_shapes", *_DENSE, "trainer.max_epochs=3"),
+        _flying("flying_shapes_3_plain", "plain network", "data=flying_shapes"),
+        _flying("flying_shapes_3_conv", "convolutions", "data=flying_shapes", *_CONV),
+        _flying("flying_shapes_3_K1", "dense network", "data=flying_shapes", "model.num_components=1", *_DENSE),
+        _flying("flying_shapes_5", "dense network", *_FIVE, *_DENSE),
+        _flying("flying_shapes_5_plain", "plain network", *_FIVE),
+        _flying("flying_shapes_5_conv", "convolutions", *_FIVE, *_CONV),
+        _flying("flying_mnist_2", "dense network", "data=flying_mnist", "model.num_components=2", *_DENSE),
     ),
     "ablations": tuple(_ablation(path) for path in sorted((ROOT / "conf" / "ablation").glob("*.yaml"))),
 }
@@ -102,7 +122,10 @@ def settings(row: Row, extra: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         InputError: overrides that do not fit.
     """
-    known = ("paths.run_dir=run", "paths.sweep_name=null", "logger=none", "pixels={shape:[1,28,28],binary:true}")
+    pixels = (
+        "{shape:[1,24,24],binary:false}" if "data=flying_mnist" in row.overrides else "{shape:[1,28,28],binary:true}"
+    )
+    known = ("paths.run_dir=run", "paths.sweep_name=null", "logger=none", f"pixels={pixels}")
     try:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("train", overrides=[*known, *row.overrides, *extra])

@@ -7,6 +7,7 @@ import numpy as np
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
+from submitit.core.core import Job
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
 from nem_lightning.figures import Mosaic
@@ -14,6 +15,7 @@ from nem_lightning.figures import Mosaic
 Plugins.instance()  # looks for Hydra's plugins, and imports them
 with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # builds the tables of Hydra's parsers
     compose("train", overrides=["experiment=smoke", "+a={b: [1, 2.0, 'c d']}", "seed=1"], return_hydra_config=True)
+Job._results_timeout_s = 2  # submitit waits 15 seconds for the results of a job that was killed
 mosaic = Mosaic(1, 1, (2, 2), caption="fonts")
 mosaic.show(0, 0, np.zeros((2, 2, 3)))
 mosaic.figure().savefig(io.BytesIO())

@@ -93,7 +93,8 @@ def _supervise(connection: socket.socket) -> None:
     process = os.fork()
     if process == 0:
         connection.close()
-        _become(*json.loads(request), descriptors)
+        arguments, folder, environment = json.loads(request)
+        _become(arguments, folder, environment, descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
     with contextlib.suppress(BrokenPipeError):
@@ -123,7 +124,7 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], desc
     sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing took the server's away
     sys.executable = str(QUICK_PYTHON)  # of processes that this one starts
-    rank_zero_only.rank = _get_rank() or 0  # Lightning finds out when it is imported
+    setattr(rank_zero_only, "rank", _get_rank() or 0)  # noqa: B010 (Lightning finds out when it is imported)
     installed = [path for path in sys.path if path not in (str(ROOT), str(ROOT / "tests"))]
     named = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     kind, *rest = [each for each in arguments if each != "-u"]

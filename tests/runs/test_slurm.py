@@ -118,7 +118,7 @@ def test_devices_must_be_a_number_in_a_sweep_of_jobs(start, tmp_path):
 
 def test_a_job_that_is_requeued_and_killed_ends_as_if_it_had_not_been(slurm, start, tmp_path):
     """Preempted (scontrol requeue), told of its time limit (SIGUSR2), killed and submitted again."""
-    settings = [*SMALL, "trainer.max_epochs=20", "trainer.limit_train_batches=10", "seed=0"]
+    settings = [*SMALL, "trainer.max_epochs=16", "trainer.limit_train_batches=5", "seed=0"]
     settings.append("callbacks.log_groupings.num_images=1")
     settings.append("callbacks.early_stopping.patience=1000")  # so that it is still training when it is stopped
     scontrol = Scontrol({**os.environ, **slurm})

@@ -1,0 +1,127 @@
+"""The rows of sequences: ``evaluate.py`` scores each run, also with another K, other objects and more frames."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nem_lightning.errors import InputError
+from nem_lightning.files import atomic_file
+from reproduce import tables
+from reproduce.evaluation import Run, machine
+from reproduce.rows import ROOT, ROWS
+
+BATCHES = 16
+"""Of 64 test sequences each."""
+PUBLISHED = {
+    ("flying_shapes", 3, 3, 3): "0.970",
+    ("flying_shapes", 3, 3, 5): "0.972",
+    ("flying_shapes", 5, 5, 5): "0.878",
+    ("flying_shapes", 5, 3, 5): "0.981",
+    ("flying_mnist", 2, 2, 2): "0.819; in stages 0.917",
+}
+"""AMI, on another motion: data set, objects in training, objects in the test, K in the test. As recalled by others."""
+INTRO = f"""# Sequences
+
+Written by `python -m reproduce tables` from `sequences/`. Next-frame prediction; the first {64 * BATCHES:,} test \
+sequences of each set; the best of 16 starts; AMI normalised by the larger entropy. *Mean*: over the steps. *Loss* and \
+*upper bound*: of the next frame after the last step, nats a frame. The published figures are on another motion.
+"""
+
+
+def tests(run: Run) -> list[tuple[str, ...]]:
+    """Give the overrides of ``evaluate.py`` for each test of a run: as trained, and with other numbers."""
+    name, objects, components = _trained(run)
+    cases = [(objects, components, 20)]
+    if name == "flying_shapes" and components > 1:
+        cases += [(objects, components, 40), (objects, 8 - components, 20), (8 - objects, 8 - components, 20)]
+    return [
+        (
+            f"data={name}",
+            *((f"data.num_objects={count}",) if name == "flying_shapes" else ()),
+            f"num_components={k}",
+            f"num_steps={steps}",
+            f"data.num_frames={steps + 1}",
+            f"trainer.limit_test_batches={BATCHES}",
+        )
+        for count, k, steps in cases
+    ]
+
+
+def _trained(run: Run) -> tuple[str, int, int]:
+    """Give the data set, the number of objects and K of a run's training."""
+    given = dict(each.split("=", 1) for each in run.row.overrides)
+    name = given["data"]
+    objects = int(given.get("data.num_objects", 2 if name == "flying_mnist" else 3))
+    return name, objects, int(given.get("model.num_components", 3))
+
+
+def score(run: Run, results: Path, say: Callable[[str], None]) -> None:
+    """Score a finished run by ``evaluate.py``; tests that were scored before are read.
+
+    Raises:
+        InputError: the run is not finished, has other settings, or a test failed.
+    """
+    facts = run.facts()
+    found = []
+    for overrides in tests(run):
+        folder = run.folder / "tests" / "_".join(each.rpartition("=")[2] for each in overrides)
+        if not (folder / "scores.json").exists():
+            words = ["evaluate.py", f"ckpt_path={run.best_checkpoint.absolute()}", *overrides]
+            say(f"{run.row.name}, seed {run.seed}: python {' '.join(words)}")
+            command = [sys.executable, str(ROOT / words[0]), *words[1:], f"hydra.run.dir={folder.absolute()}"]
+            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
+                raise InputError(f"{folder}: evaluate.py failed")
+        scores = json.loads((folder / "scores.json").read_text())
+        last, mean = scores["by_step"][-1], scores["mean_over_steps"]
+        found.append(
+            {
+                "overrides": list(overrides),
+                **{name: scores[name] for name in ("num_images", "num_components", "num_steps", "num_starts")},
+                **{name: last.get(name) for name in ("ami_max", "ami_arithmetic", "ari", "loss", "upper_bound")},
+                "ami_max_mean": mean["ami_max"],
+            }
+        )
+    path = results / "sequences" / f"{run.row.name}_seed{run.seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"row": run.row.name, "title": run.row.title, "seed": run.seed, "machine": machine(), **facts}
+    with atomic_file(path) as file:
+        file.write_text(json.dumps({**whole, "tests": found}, indent=1) + "\n")
+
+
+def write(results: Path) -> Path | None:
+    """Write ``sequences.md``; None without scores."""
+    runs = [json.loads(path.read_text()) for path in sorted((results / "sequences").glob("*.json"))]
+    if not runs:
+        return None
+    runs.sort(key=lambda run: (list(ROWS).index(run["row"]), run["seed"]))
+    head = ["trained on (objects, K)", "network", "seed", "tested on (objects, K, T)"]
+    head += ["AMI, last", "AMI, mean", "ARI, last", "loss", "upper bound", "published AMI"]
+    cells = [head, *(line for run in runs for line in _lines(run))]
+    how = [["trained on", "network", "seed", "command", "epochs", "stopped by", "hours", "machine"]]
+    for run in runs:
+        name, objects, components = _trained(Run(ROWS[run["row"]], run["seed"], Path()))
+        hours, threads = run["seconds"] / 3600, f"{run['machine']['device']}, {run['machine']['threads']} threads"
+        facts = [f"`{run['command']}`", str(run["epochs"]), run["stop"], f"{hours:.2f}", threads]
+        how.append([f"{name} ({objects}, {components})", run["title"], str(run["seed"]), *facts])
+    path = results / "sequences.md"
+    with atomic_file(path) as file:
+        trained = f"\n## How they were trained\n\n{tables.as_markdown(how)}\n"
+        file.write_text(f"{INTRO}\n{tables.as_markdown(cells)}\n{trained}")
+    return path
+
+
+def _lines(run: dict[str, Any]) -> list[Sequence[str]]:
+    name, objects, components = _trained(Run(ROWS[run["row"]], run["seed"], Path()))
+    lines = []
+    for test in run["tests"]:
+        given = dict(each.split("=", 1) for each in test["overrides"])
+        count, k, steps = int(given.get("data.num_objects", objects)), test["num_components"], test["num_steps"]
+        numbers = [f"{test[name]:.3f}" for name in ("ami_max", "ami_max_mean", "ari")]
+        numbers += [f"{test[name]:.1f}" for name in ("loss", "upper_bound")]
+        known = PUBLISHED.get((name, objects, count, k), "-") if steps == 20 else "-"
+        what = [f"{name} ({objects}, {components})", run["title"], str(run["seed"]), f"({count}, {k}, {steps})"]
+        lines.append([*what, *numbers, known])
+    return lines

@@ -1,0 +1,50 @@
+"""The rows of sequences: trained, scored by ``evaluate.py`` with other numbers, and tabulated."""
+
+import json
+
+import pytest
+import python_server
+
+from nem_lightning.datamodules import flying
+from nem_lightning.errors import InputError
+from reproduce import __main__, rows, sequences
+from reproduce.evaluation import Run
+
+SMALL = ("model.m_step.hidden_size=8", "model.num_starts=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+
+
+def test_tests_have_other_k_other_counts_and_more_frames(tmp_path):
+    by_row = {row.name: sequences.tests(Run(row, 0, tmp_path)) for row in rows.GROUPS["sequences"]}
+    three = [[each.partition("=")[2] for each in overrides[1:4]] for overrides in by_row["flying_shapes_3"]]
+    assert three == [["3", "3", "20"], ["3", "3", "40"], ["3", "5", "20"], ["5", "5", "20"]]
+    five = [[each.partition("=")[2] for each in overrides[1:4]] for overrides in by_row["flying_shapes_5_conv"]]
+    assert five == [["5", "5", "20"], ["5", "5", "40"], ["5", "3", "20"], ["3", "3", "20"]]
+    assert [len(by_row[name]) for name in ("flying_shapes_3_K1", "flying_mnist_2")] == [1, 1]
+    for row in rows.GROUPS["sequences"]:
+        assert rows.settings(row)["model"]["num_steps"] == 20
+
+
+def test_a_row_is_trained_scored_and_tabulated(tmp_path, monkeypatch, capfd):
+    python_server.use(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sequences, "BATCHES", 1)
+    row = rows.ROWS["flying_shapes_3_K1"]
+    assert __main__.train(row, [0], tmp_path / "runs", 1, SMALL, __main__.Console())
+    run = Run(row, 0, tmp_path / "runs", SMALL)
+    said: list[str] = []
+    for _ in range(2):  # the second time, tests are not run again
+        sequences.score(run, tmp_path / "results", said.append)
+    assert len(said) == 1 and "data=flying_shapes data.num_objects=3 num_components=1 num_steps=20" in said[0]
+    (test,) = json.loads((tmp_path / "results" / "sequences" / "flying_shapes_3_K1_seed0.json").read_text())["tests"]
+    assert test["num_images"] == 64 and test["ami_max"] == pytest.approx(0, abs=0.02) and test["loss"] > 0
+    path = sequences.write(tmp_path / "results")
+    assert path is not None
+    numbers = " | ".join(f"{test[name]:.3f}" for name in ("ami_max", "ami_max_mean", "ari"))
+    line = f"| flying_shapes (3, 1) | dense network | 0 | (3, 1, 20) | {numbers} | {test['loss']:.1f} | "
+    assert line in path.read_text() and "trainer.limit_train_batches=2` | 1 | cut short |" in path.read_text()
+    with pytest.raises(InputError, match="was trained with other settings"):
+        sequences.score(Run(row, 0, tmp_path / "runs"), tmp_path / "results", said.append)
+
+
+def test_without_scores_there_is_no_table(tmp_path):
+    assert sequences.write(tmp_path) is None and flying.SPLITS["test"][1] >= 64 * sequences.BATCHES

@@ -27,7 +27,7 @@ SCORE = 0.83
 
 
 class LeaveAfterFirstStep(pl.Callback):
-    """Prints the seconds since the program was started, and ends the program."""
+    """Ends the program after its first training step, and prints the seconds since its start."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         print(f"first step after {time.time() - float(os.environ[STARTED])}", flush=True)
@@ -35,7 +35,7 @@ class LeaveAfterFirstStep(pl.Callback):
 
 
 class LeaveAtScore(pl.Callback):
-    """Prints the seconds since the program was started once validation AMI is ``SCORE``, and ends the program."""
+    """Ends the program when validation AMI reaches ``SCORE``, and prints the seconds since its start."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.callback_metrics["val/ami_max"] >= SCORE:
@@ -44,9 +44,11 @@ class LeaveAtScore(pl.Callback):
 
 
 def start_up(device: torch.device, rounds: int, score: bool) -> dict[str, float]:
-    """Give the seconds that ``python train.py`` needs to print its help, to finish its first training step, and, only
-    if ``score``, to reach a validation AMI of ``SCORE`` with the default settings, checked each quarter of an epoch
-    (NaN if it is never reached). The data exists beforehand."""
+    """Give the seconds that ``python train.py`` needs to print its help and to finish its first training step.
+
+    If ``score``, also give the seconds to a validation AMI of ``SCORE`` with the default settings, checked each quarter
+    of an epoch (NaN if the run never reaches this score). The data exists beforehand.
+    """
     leave = f"+callbacks.leave._target_={__name__}"
     commands = {
         "help": ["--help"],
@@ -105,8 +107,11 @@ class StepTimes(pl.Callback):
 
 
 def lightning(case: Case, device: torch.device, rounds: int, steps: int) -> dict[str, float]:
-    """Give the milliseconds of a step in ``Trainer.fit``, with logging and the default checks, and in a bare loop over
-    the same batches, in turns of ``steps`` steps; and their ratio, the median over rounds."""
+    """Give the milliseconds of a step in ``Trainer.fit`` and in a bare loop over the same batches, and their ratio.
+
+    ``Trainer.fit`` logs and makes the default checks. The two take turns, with ``steps`` steps in each turn. The ratio
+    is the median over rounds.
+    """
     fit, bare = [], []
     data = Shapes(case.batch * steps, case)
     data.setup("fit")
@@ -152,7 +157,7 @@ def scores(device: torch.device, images: int, rounds: int) -> dict[str, float]:
     """Give the images per second of adjusted mutual information: ours in batches of 64, and scikit-learn's.
 
     Raises:
-        RuntimeError: they differ by more than 1e-9.
+        RuntimeError: the two differ by more than 1e-9.
     """
     _, groups = (torch.from_numpy(x).long() for x in generate(images, 28, 3, np.random.default_rng(0)))
     generator = torch.Generator().manual_seed(0)
@@ -182,7 +187,7 @@ def scores(device: torch.device, images: int, rounds: int) -> dict[str, float]:
 
 
 def evaluation(case: Case, device: torch.device, images: int) -> float:
-    """Give the seconds of ``Trainer.test`` on ``images`` images: the loop, and every score after every step."""
+    """Give the seconds of ``Trainer.test`` on ``images`` images: the loop, and all scores after each step."""
     data, module = Shapes(images, case), our_module(case)
     data.setup("test")
     trainer = pl.Trainer(

@@ -18,10 +18,13 @@ KINDS = {
 
 
 def of_a_training_step(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
-    """Give the milliseconds in matmuls, random numbers, Adam, all other operations (elementwise, sums, layer
-    normalisation, copies), and between operations: the rest of a step that is not profiled. The rest is too small,
-    because profiling itself takes time. On a CPU only."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it logs its start and stop
+    """Give the milliseconds of a training step by kind of operation; on a CPU only.
+
+    The kinds are matmuls, random numbers, Adam, and all other operations (elementwise, sums, layer normalisation,
+    copies). ``between operations`` is the time of a step without the profiler, less the sum of the kinds. This rest is
+    too small, because the profiler itself takes time.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler logs its start and stop
     step = steps.functions(case, device, training=True, compiled=False)["ours"]
     whole = statistics.median(timing.in_turns({"ours": step}, rounds, device)["ours"])
     with profile(activities=[ProfilerActivity.CPU]) as found:

@@ -76,10 +76,10 @@ def run(model: PlainModel, x: Tensor, noisy: Tensor, components: int, steps: int
 
 
 class Products:
-    """The matmuls of training on a batch, and nothing else. ``forward`` alone has those of evaluation.
+    """The matmuls of training on a batch, and nothing else. ``forward`` alone runs those of evaluation.
 
-    Unnecessary matmuls are left out: theta is 0 before the first step, and its gradient and that of the first residual
-    are not needed. Each step has its own buffers, as in real training, allocated beforehand.
+    Unnecessary matmuls are left out: theta is 0 before the first step, and the gradients of this theta and of the first
+    residual are not needed. Each step has its own buffers, as in real training. They are allocated beforehand.
     """
 
     def __init__(self, name: str, rows: int, pixels: int, units: int, steps: int, device: torch.device) -> None:

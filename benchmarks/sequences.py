@@ -1,4 +1,4 @@
-"""Training on sequences beside training on stills, and how quickly flying shapes are drawn."""
+"""The speed of training on sequences and on stills, and of drawing flying shapes."""
 
 import statistics
 
@@ -10,8 +10,11 @@ from nem_lightning.datamodules.flying import FlyingShapesDataModule
 
 
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
-    """Give examples a second of training steps on stills by the fast path and by the loop, of training steps on
-    sequences, and of drawing the sequences; all with the same T, medians in turns."""
+    """Give the examples per second of training steps on stills and on sequences, and of drawing the sequences.
+
+    Steps on stills are measured both by the fast path and by the loop. All have the same T and take turns; the numbers
+    are medians.
+    """
     data = FlyingShapesDataModule("", size=case.size, num_objects=1, num_frames=case.steps + 1)
     data.setup("fit")
     train, chosen = data.stages["train"], range(case.batch)

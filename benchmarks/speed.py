@@ -2,10 +2,10 @@
 
     python -m benchmarks.speed                  # in outputs/benchmark/, minutes
     python -m benchmarks.speed --device cuda
-    python -m benchmarks.speed --quick          # every part once, in seconds: says nothing of speed
+    python -m benchmarks.speed --quick          # every part once, in seconds; does not measure the speed
 
-Everything that is compared is timed in turns, in one process; examples a second are medians. *Products* are the
-matmuls alone, with one weight-gradient matmul for all steps: the floor. *Of floor* is a speed divided by the floor's.
+All functions that are compared take turns in one process; examples a second are medians. *Products* are the matmuls
+alone, with one weight-gradient matmul for all steps: they are the floor. *Of floor* is a speed divided by the floor's.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> dict:
-    """Measure everything, as plain numbers."""
+    """Measure everything, and give plain numbers."""
     base = Case(batch=4, components=2, steps=2, size=12) if quick else Case()
     cases = [replace(base, model=model) for model in ("rnn_em", "nem")]
     images = 64 if quick else 640
@@ -86,7 +86,10 @@ def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> d
 
 
 def growth(case: Case, value: int, device: torch.device, rounds: int) -> dict[str, float]:
-    """Measure training of RNN-EM with one other number: milliseconds a step, the floor's, and peak memory in MiB."""
+    """Measure training of a case in which one number is ``value``: milliseconds a step, and peak memory in MiB.
+
+    The milliseconds are also given for the plain loop and for the floor.
+    """
     found = steps.functions(case, device, training=True, compiled=False)
     times = timing.in_turns({name: found[name] for name in ("ours", "plain loop", "products")}, rounds, device)
     ms = {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}

@@ -33,7 +33,10 @@ class Case:
 
 
 def our_module(case: Case) -> GroupingModule:
-    """Build our module like ``train.py``, but as the plain loop: one start from noise, gradients through gamma."""
+    """Build our module like ``train.py``, with the settings of the plain loop.
+
+    The module has one start from noise, and gradients flow through gamma.
+    """
     overrides = [f"model={case.model}", f"data.size={case.size}"]
     overrides += ["model.init=noise", "model.num_starts=1", "model.differentiate_responsibilities=true"]
     overrides += ["model.corruption.prob=0.1"]
@@ -134,8 +137,10 @@ def measure(case: Case, device: torch.device, rounds: int, training: bool, compi
 
 
 def peak_memory(case: Case, device: torch.device, threads: int) -> float:
-    """Give the MiB that three training steps take beyond the program and PyTorch, measured in a new process; on a CPU,
-    read from Linux's /proc."""
+    """Give the MiB that three training steps add to the memory of the program and PyTorch.
+
+    A new process measures this. On a CPU, the numbers come from Linux's /proc.
+    """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_memory, (case, device, threads))
 
@@ -156,6 +161,6 @@ def _peak_memory(case: Case, device: torch.device, threads: int) -> float:
 
 
 def _resident(which: str) -> int:
-    """Give the resident memory in bytes: VmRSS is now, VmHWM the peak."""
+    """Give the resident memory in bytes: ``VmRSS`` is the present value, ``VmHWM`` the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))

@@ -1,8 +1,9 @@
 """The speed of a training step beside another process.
 
 A CPU build of PyTorch for Linux comes with GNU OpenMP, whose threads spin while they wait for each other. If another
-process takes a core, they spin for a thread that cannot run. ``GOMP_SPINCOUNT`` is the number of turns before a thread
-sleeps instead. It is read when PyTorch is imported, so each setting has its own process.
+process takes a core, the threads spin while they wait for a thread that cannot run. ``GOMP_SPINCOUNT`` is the number
+of turns after which a waiting thread sleeps. GNU OpenMP reads this variable when PyTorch is imported, so each setting
+has its own process.
 """
 
 import json
@@ -16,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import torch  # before our modules, which may set variables that it reads
+import torch  # before our modules, which may set variables that PyTorch reads
 
 from benchmarks import steps
 from benchmarks.steps import Case
@@ -30,8 +31,11 @@ OF_USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_CPU_AFFI
 def beside_a_busy_process(
     case: Case, rounds: int, seconds: float, setting: Mapping[str, str] = SETTING
 ) -> dict[str, dict[str, float]]:
-    """Give the examples per second of our training step, ``alone`` and beside a ``busy`` process that never rests, with
-    PyTorch's ``default`` and with the setting ``set``: medians over rounds. In a round, each case takes ``seconds``."""
+    """Give the examples per second of our training step, ``alone`` and beside a ``busy`` process that never rests.
+
+    Both are measured with PyTorch's ``default`` and with the setting ``set``; the numbers are medians over rounds. In a
+    round, each case takes ``seconds``.
+    """
     found = {name: {"alone": [], "busy": []} for name in ("default", "set")}
     command = [sys.executable, "-m", "benchmarks.threads", json.dumps(asdict(case)), str(torch.get_num_threads())]
     plain = {name: value for name, value in os.environ.items() if name not in OF_USERS}
@@ -41,7 +45,7 @@ def beside_a_busy_process(
             for name, environment in {"default": plain, "set": {**plain, **setting}}.items()
         }
         for process in ours.values():
-            _line_of(process)  # it is ready
+            _line_of(process)  # waits until the process is ready
         for _ in range(rounds):
             for name, process in ours.items():
                 found[name]["alone"].append(_per_second(process, seconds))

@@ -1,4 +1,4 @@
-"""Fair times on a busy machine: all functions in turns, in one process."""
+"""Fair times on a busy machine: all functions take turns in one process."""
 
 import statistics
 import time
@@ -24,8 +24,10 @@ def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int, device:
 
 
 def summary(times: Times, count: int, reference: str) -> dict[str, dict[str, float]]:
-    """Give for each function the median of items per second (``count`` a call), and the speed relative to the
-    reference: the median of the ratios within a round."""
+    """Give each function's median of items per second, and its speed relative to the reference.
+
+    A call processes ``count`` items. The relative speed is the median of the ratios within a round.
+    """
     return {
         name: {
             "per_second": count / statistics.median(seconds),

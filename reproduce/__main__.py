@@ -1,11 +1,11 @@
-"""The results table for Shapes: train, score, tabulate. Stop it at any time; the same command goes on.
+"""The results table for Shapes: train, score, tabulate. Stop a command at any time; the same command goes on.
 
 python -m reproduce all                                         # everything; days on a CPU
-python -m reproduce train --rows rnn_em --seeds 0,1             # a sweep of train.py for each row, which it prints
+python -m reproduce train --rows rnn_em --seeds 0,1             # prints and runs a sweep of train.py for each row
 python -m reproduce train --rows nem trainer.max_epochs=30      # cut short; the table says so
-python -m reproduce score --rows nem trainer.max_epochs=30      # the same settings: best checkpoints, baselines
+python -m reproduce score --rows nem trainer.max_epochs=30      # with the same settings: best checkpoints, baselines
 python -m reproduce tables                                      # tables and figures, from results/rows/ alone
-python -m reproduce ship --rows rnn_em                          # the scored weights into results/checkpoints/
+python -m reproduce ship --rows rnn_em                          # puts the scored weights into results/checkpoints/
 python -m reproduce evaluate                                    # score the shipped checkpoints again
 """
 
@@ -91,7 +91,7 @@ def train(row: Row, seeds: list[int], runs: Path, jobs: int, extra: tuple[str, .
     """Train a row with each seed: a sweep of ``train.py``, which resumes stopped runs.
 
     Returns:
-        Whether all its runs are finished.
+        Whether all runs of the row are finished.
 
     Raises:
         KeyboardInterrupt: the sweep was stopped.
@@ -116,13 +116,13 @@ def train(row: Row, seeds: list[int], runs: Path, jobs: int, extra: tuple[str, .
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
-    if status < 0 or status > 128:  # a signal
+    if status < 0 or status > 128:  # a signal ended the sweep
         raise KeyboardInterrupt
     return status == 0
 
 
 def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, console: Console) -> bool:
-    """Score the baselines, and the finished runs of the other rows. Say whether all could be scored."""
+    """Score the baselines, and the finished runs of the other rows. Say whether all of them could be scored."""
     from reproduce import sequences
     from reproduce.evaluation import Evaluator, Run
 

@@ -50,8 +50,8 @@ class Baseline(GroupingModel):
     ) -> Iterator[Grouping]:
         """Yield the labels as responsibilities of 0 and 1, (B, K, 1, H, W); K may differ from ``num_components``."""
         images = frames[:, 0].permute(0, 2, 3, 1).double().cpu().numpy()
-        with threadpool_limits(1), warnings.catch_warnings():  # few points: more threads only wait for each other
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than K: fewer labels
+        with threadpool_limits(1), warnings.catch_warnings():  # with few points, more threads only wait for each other
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than K give fewer labels
             labels = np.stack([self.label(image, num_components, self.seed) for image in images])
         one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels).long())  # (B, H, W, K)
         grouping = Grouping(one_hot.movedim(-1, 1).unsqueeze(2).to(frames))

@@ -32,10 +32,10 @@ def q(em: NeuralEM, image: Tensor, responsibilities: Tensor, params: Tensor) -> 
 def follow(
     em: NeuralEM, frames: Tensor, num_steps: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Give the log likelihood after each step, and Q with gamma from before its M-step and mu from after it.
+    """Give the log likelihood after each step, and Q with gamma from before the step's M-step and mu from after it.
 
     Args:
-        em: the model; it starts once.
+        em: the model; EM starts once.
         frames: (B, 1, C, H, W).
         num_steps: T.
         generator: draws the first responsibilities.

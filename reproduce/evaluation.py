@@ -32,7 +32,7 @@ OTHER_K = (2, 3, 4, 5, 6)
 OTHER_COUNTS = (2, 3, 4, 5)
 """Objects in an image."""
 FEW = 1000
-"""Most images to use for other K, other numbers of objects, and convergence."""
+"""The largest number of images for other K, other numbers of objects, and convergence."""
 OTHER_COUNTS_SEED = 1000
 """Seed of the images with other numbers of objects; no data set here uses it."""
 SEEDS_OF_A_RUN = ("seed", "*.seed")
@@ -177,7 +177,10 @@ class Evaluator:
 
 
 def machine() -> dict[str, str | int]:
-    """Describe this machine. Score rows on the machine that trained them: results name it with their seconds."""
+    """Describe this machine.
+
+    Score rows on the machine that trained them, because the results name this machine next to the seconds of training.
+    """
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

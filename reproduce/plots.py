@@ -13,7 +13,7 @@ Lines = Sequence[dict[str, Any]]
 
 
 def em_steps(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
-    """Draw a score against T: of models tested at T, and of models trained at T. NaN for ``kmeans`` leaves it out."""
+    """Draw a score against T: of models tested at T, and of models trained at T. No k-means if ``kmeans`` is NaN."""
     figure, (axes,) = _figure(1)
     for (row, name), points in _by(lines, "row", "title").items():
         trained_at_t = row == "steps_T"

@@ -1,4 +1,4 @@
-"""How well models predict frames that they do not see: error against the horizon, beside the last frame that stays."""
+"""Measure how well models predict unseen frames: the error by horizon, beside that of repeating the last seen frame."""
 
 import argparse
 import csv

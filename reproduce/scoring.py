@@ -46,11 +46,11 @@ def by_image(
 ) -> dict[int, dict[str, Tensor]]:
     """Score each image after some steps, with the random numbers that ``evaluate.py`` draws.
 
-    A model with several starts chooses among them by its last step, so it is run once for each number of steps. A
-    model with one start is run once, for the largest number.
+    A model with several starts chooses among them by its last step, so this model is run once for each number of
+    steps. A model with one start is run once, for the largest number.
 
     Args:
-        module: draws by its own seed. It is on the CPU, because CPU draws are the same on every machine.
+        module: its seed decides the draws. The module is on the CPU, because CPU draws are the same on every machine.
         data: images and their true groups.
         scores: by name, with a method ``by_image``.
         steps: the steps after which to score; only the last by default.
@@ -86,7 +86,7 @@ def _of_batch(known: Mapping[str, Tensor | None], score: Any) -> Tensor:
 
 
 def overlap(data: TensorFrames) -> Tensor:
-    """Say in which images objects overlap, (N,) boolean: those with a bright pixel of group 0."""
+    """Say in which images objects overlap, (N,) boolean: in those with a bright pixel of group 0."""
     return ((data.frames[:, 0] > 0).any(1) & (data.groups[:, 0] == 0)).flatten(1).any(1)
 
 

@@ -1,6 +1,7 @@
 """The rows of sequences: ``evaluate.py`` scores each run, also with another K, other objects and more frames."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from reproduce.evaluation import Run, machine
 from reproduce.rows import ROOT, ROWS
 
 BATCHES = 16
-"""Of 64 test sequences each."""
+"""Test batches, of 64 sequences each."""
 PUBLISHED = {
     ("flying_shapes", 3, 3, 3): "0.970",
     ("flying_shapes", 3, 3, 5): "0.972",
@@ -22,7 +23,10 @@ PUBLISHED = {
     ("flying_shapes", 5, 3, 5): "0.981",
     ("flying_mnist", 2, 2, 2): "0.819; in stages 0.917",
 }
-"""AMI, on another motion: data set, objects in training, objects in the test, K in the test. As recalled by others."""
+"""Published AMI, on another motion, as recalled by others.
+
+Keys: data set, objects in training, objects in the test, K in the test.
+"""
 INTRO = f"""# Sequences
 
 Written by `python -m reproduce tables` from `sequences/`. Next-frame prediction; the first {64 * BATCHES:,} test \
@@ -59,7 +63,7 @@ def _trained(run: Run) -> tuple[str, int, int]:
 
 
 def score(run: Run, results: Path, say: Callable[[str], None]) -> None:
-    """Score a finished run by ``evaluate.py``; tests that were scored before are read.
+    """Score a finished run by ``evaluate.py``; the scores of earlier tests are read from their files.
 
     Raises:
         InputError: the run is not finished, has other settings, or a test failed.
@@ -68,6 +72,8 @@ def score(run: Run, results: Path, say: Callable[[str], None]) -> None:
     found = []
     for overrides in tests(run):
         folder = run.folder / "tests" / "_".join(each.rpartition("=")[2] for each in overrides)
+        if folder.exists() and folder.stat().st_mtime < run.best_checkpoint.stat().st_mtime:
+            shutil.rmtree(folder)  # of an earlier training
         if not (folder / "scores.json").exists():
             words = ["evaluate.py", f"ckpt_path={run.best_checkpoint.absolute()}", *overrides]
             say(f"{run.row.name}, seed {run.seed}: python {' '.join(words)}")
@@ -92,7 +98,7 @@ def score(run: Run, results: Path, say: Callable[[str], None]) -> None:
 
 
 def write(results: Path) -> Path | None:
-    """Write ``sequences.md``; None without scores."""
+    """Write ``sequences.md``, and give its path; None if there are no scores."""
     runs = [json.loads(path.read_text()) for path in sorted((results / "sequences").glob("*.json"))]
     if not runs:
         return None

@@ -34,7 +34,7 @@ def compact(path: Path, target: Path) -> str:
 
     Args:
         path: the checkpoint.
-        target: the new file; not written if an error is raised.
+        target: the new file. It is not written if an error is raised.
 
     Returns:
         The precision of the weights: "float32", or "float16" if they would be more than 2 MB.

@@ -33,8 +33,8 @@ from reproduce.voc_scores import against_truth, agreement, by_colour, explained_
 OURS = "RNN-EM"
 KINDS = ("class", "instance")
 REFERENCES = ("colour k-means", "position + colour k-means", "compact blocks", "vertical strips")
-SEEDS = (0, 1, 2)  # of the baselines that draw at random
-SIZE, COMPONENTS = 64, 3  # without a checkpoint
+SEEDS = (0, 1, 2)  # for the baselines that draw random numbers
+SIZE, COMPONENTS = 64, 3  # used when no checkpoint is given
 
 
 def main() -> None:
@@ -66,7 +66,10 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
     modules = [checkpoints.load_module(path) for path in paths]
     shape = modules[0].model.image_shape if modules else (3, SIZE, SIZE)
     k = modules[0].model.num_components if modules else COMPONENTS
-    require(shape[1] == shape[2], f"--checkpoint {paths[:1]}: takes images of {shape}; VOC's here are squares")
+    require(
+        shape[1] == shape[2],
+        f"--checkpoint {paths[0] if paths else None}: takes images of {shape}; VOC's here are squares",
+    )
     data = VOCDataModule(str(devkit), str(cache_dir), size=shape[1])
     for path, module in zip(paths, modules, strict=True):
         module.model.check_images(data.image_shape, data.binary)

@@ -22,8 +22,10 @@ def colour_k_means(image: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def position_colour_k_means(image: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Cluster pixels by k-means on (red, green, blue, row, column): colours in [0, 1] and coordinates from 0 to 1
-    across the image, all with equal weight."""
+    """Cluster pixels by k-means on (red, green, blue, row, column), all with equal weight.
+
+    Colours lie in [0, 1]; coordinates go from 0 to 1 across the image.
+    """
     return _k_means(np.concatenate([image, _positions(*image.shape[:2])], axis=2), k, seed)
 
 
@@ -55,7 +57,7 @@ def strips(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
 
 
 def whole_image(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """Give one segment: its score is that of no grouping at all."""
+    """Give one segment. Its score shows what no grouping at all would get."""
     return np.zeros(image.shape[:2], dtype=int)
 
 
@@ -69,14 +71,14 @@ BASELINES: dict[str, Label] = {
     "whole image": whole_image,
 }
 SEEDED = ("colour k-means", "position + colour k-means", "compact blocks")
-"""Those that draw at random."""
+"""Baselines that draw random numbers."""
 
 
 def merged(image: np.ndarray, segments: np.ndarray, k: int) -> np.ndarray:
     """Merge neighbouring segments until K are left (or fewer, if there were fewer).
 
-    Each merge adds the least to the sum of squared distances between pixels and their segment's mean colour (Ward's
-    criterion, over neighbours only). Merged segments are connected if ``segments`` are.
+    Each merge is the one that adds least to the sum of squared distances between pixels and their segment's mean colour
+    (Ward's criterion, over neighbours only). Merged segments are connected if ``segments`` are.
 
     Args:
         image: (H, W, 3).
@@ -116,7 +118,7 @@ def _weight(regions: graph.RAG, source: int, kept: int, neighbour: int) -> dict[
 def _k_means(features: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Cluster by k-means: (H, W, F) -> (H, W)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer than K colours: fewer than K segments
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer colours than K give fewer segments
         found = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(features.reshape(-1, features.shape[2]))
     return found.reshape(features.shape[:2])
 

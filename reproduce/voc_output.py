@@ -18,7 +18,7 @@ from reproduce.voc_scores import Summary
 
 TRUTH = "true classes"
 SHOWN = 8  # images in the picture
-SMALLEST_SD = 0.0005  # that a table shows
+SMALLEST_SD = 0.0005  # smallest standard deviation that a table shows
 COLUMNS = {
     "mbo_class": "MBO, class",
     "mbo_instance": "MBO, instance",

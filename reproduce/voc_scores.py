@@ -59,7 +59,7 @@ def against_truth(labels: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tens
     """Give foreground adjusted Rand index and mean best overlap, by each kind of mask.
 
     ``ari_...`` counts only the pixels of objects. An image with one object has a foreground ARI of 1 if one segment
-    holds the whole object, else of 0; ``ari_..._2+`` is over the images with at least two objects.
+    holds the whole object, and of 0 otherwise; ``ari_..._2+`` is over the images with at least two objects.
     """
     scores = {}
     for kind, mask in masks.items():
@@ -71,8 +71,10 @@ def against_truth(labels: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def by_colour(labels: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-    """Give ``colour_r2``, the share of colour variance that the segments explain, and ``segments``, how many of them
-    hold at least one pixel in a hundred."""
+    """Give ``colour_r2``, the share of colour variance that the segments explain, and ``segments``.
+
+    ``segments`` is the number of segments that hold at least one pixel in a hundred.
+    """
     share = torch.stack([(labels == k).double().mean((1, 2)) for k in range(int(labels.max()) + 1)])
     return {"colour_r2": explained_colour(labels, pixels), "segments": (share >= USED).sum(0).double()}
 

@@ -1,4 +1,4 @@
-"""As a user's own, for tests."""
+"""Callbacks like those that a user may write, for tests."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 
 
 class KillOneSeed(pl.Callback):
-    """Kills the process of the run with one seed; the others write down which GPUs they may see."""
+    """Kills the process of the run with this seed; runs with other seeds write down which GPUs they may see."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -27,6 +27,7 @@ TINY = [
     "data.num_objects=1",
     "model.m_step.hidden_size=10",
     "model.num_starts=2",
+    "model.num_steps=2",
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=3",
     "trainer.limit_val_batches=2",
@@ -37,15 +38,15 @@ TINY = [
 
 
 class Command:
-    """A command in a process of its own, which is started at once.
+    """Starts a command in a process of its own.
 
     Args:
         script: "train.py", "evaluate.py" or "-m".
         arguments: as typed.
-        folder: where it runs; what it prints goes to a file in there.
-        environment: variables of its own.
-        new_python: whether the process, and those that it starts, import everything anew, as for a user. Otherwise
-            they are forked (``python_server.py``), which is quicker.
+        folder: where the command runs; its output goes to a file in this folder.
+        environment: variables for this command only.
+        new_python: whether the process, and the processes that it starts, import everything, as they do for a user.
+            Otherwise they are forked (``python_server.py``), which is quicker.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Command:
         python = sys.executable if new_python else str(python_server.QUICK_PYTHON)
         if not new_python:
             own |= {"QUICK_PYTHON": python_server.address(), "NEW_PYTHON": sys.executable}
-        inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # of other tests
+        inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # from other tests
         command = [python, script if script == "-m" else str(ROOT / script), *arguments]
         with open(self._printed, "w") as printed:
             self._process = subprocess.Popen(
@@ -71,15 +72,15 @@ class Command:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the command still runs."""
         return self._process.poll() is None
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to it."""
+        """Send a signal to the command."""
         self._process.send_signal(number)
 
     def end(self, status: int = 0, timeout: float = 900) -> str:
-        """Wait until it ends, which must be with this exit status; give what it printed."""
+        """Wait until the command ends, and give its output. Its exit status must be ``status``."""
         self._process.wait(timeout)  # guards against hanging; machines may be busy
         printed = self._printed.read_text(errors="replace")
         assert self._process.returncode == status, printed
@@ -87,7 +88,7 @@ class Command:
 
 
 def composed(script: str, *overrides: str) -> DictConfig:
-    """What Hydra gives to the script "train" or "evaluate"."""
+    """Give the config that Hydra passes to the script "train" or "evaluate"."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose(script, overrides=[*overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
@@ -97,7 +98,7 @@ def composed(script: str, *overrides: str) -> DictConfig:
 
 
 def refusal(script: str, *overrides: str, folder: Path) -> str:
-    """Run "train" or "evaluate" in this process, in ``folder``/here. It must end with a line; give the line."""
+    """Run "train" or "evaluate" in this process, in ``folder``/here, and give the error line that must end the run."""
     with contextlib.chdir(folder):
         config = composed(script, *overrides, "paths.run_dir=here")
         run = {"train": train.train, "evaluate": evaluate.evaluate}[script]
@@ -107,5 +108,5 @@ def refusal(script: str, *overrides: str, folder: Path) -> str:
 
 
 def runs_in(sweep: Path) -> dict[str, Path]:
-    """The folders of a sweep's runs, by name."""
+    """Give the folders of a sweep's runs, by name."""
     return {path.name: path for path in sorted(sweep.iterdir()) if path.is_dir()}

@@ -1,4 +1,7 @@
-"""Settings: ``NEM_SHARED``, a folder with the full reference traces and a VOC subset; optional."""
+"""Settings and fixtures of all tests.
+
+The variable ``NEM_SHARED`` (optional) names a folder with the full reference traces, a VOC subset and MNIST.
+"""
 
 import gc
 import os
@@ -10,21 +13,19 @@ from hypothesis import settings
 
 from nem_lightning.runs import threads
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine, two threads wait for each other in small products
 threads.spin_less()  # before PyTorch is imported
-
-import torch  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("WANDB_MODE", "offline")
 settings.register_profile("no deadline", deadline=None)  # machines are busy
 settings.load_profile("no deadline")
-torch.set_num_threads(1)  # where the machine is busy, two wait for each other in every small product
 
 
 def _shared(relative: str) -> Path:
     folder = os.environ.get("NEM_SHARED")
     if not folder:
-        pytest.skip("NEM_SHARED is not set: no full traces and no VOC subset here")
+        pytest.skip("NEM_SHARED is not set: no full traces, no VOC subset and no MNIST here")
     path = Path(folder) / relative
     if not path.exists():
         pytest.skip(f"NEM_SHARED is set, but {path} is not there")
@@ -67,16 +68,16 @@ def data_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _processes_of_their_own() -> None:
-    """Processes that a test starts talk to a W&B process of their own, not to that of earlier tests in this one."""
+    """Let the processes that a test starts use their own W&B process, not the one of earlier tests."""
     os.environ.pop("WANDB_SERVICE", None)
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # the garbage collector passes over all that is imported
+    gc.freeze()  # the garbage collector then skips all imported objects
 
 
 def missing(reason: str) -> NoReturn:
-    """Skip the test for want of a program; fail it where ``NEM_NO_SKIPS`` says that all should be there, as in CI."""
+    """Skip the test because a program is missing; fail the test if ``NEM_NO_SKIPS`` is set, as in CI."""
     if os.environ.get("NEM_NO_SKIPS"):
         pytest.fail(reason)
     pytest.skip(reason)

@@ -9,7 +9,7 @@ from nem_lightning.datamodules import VOCDataModule
 
 
 def make_devkit(folder: Path, count: int = 24, instances: tuple[int, ...] = (0,)) -> Path:
-    """``count`` images a list; those whose number is in ``instances`` have an instance mask too."""
+    """Write ``count`` images for each list. Images whose number is in ``instances`` also have an instance mask."""
     root = folder / "VOCdevkit" / "VOC2012"
     for name in ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
@@ -41,7 +41,7 @@ def module(devkit, **arguments) -> VOCDataModule:
 
 
 def ready(datamodule: VOCDataModule) -> VOCDataModule:
-    """With its data read."""
+    """Read the data of a data module, and give the data module."""
     datamodule.prepare_data()
     datamodule.setup()
     return datamodule

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def make_digits(folder: Path) -> dict[str, tuple[int, str, str]]:
-    """Write random digits; gives what ``mnist.IMAGES`` must say of the files."""
+    """Write random digits, and give the value that ``mnist.IMAGES`` must have for these files."""
     folder.mkdir(parents=True)
     rng, files = np.random.default_rng(0), {}
     for name, count in (("train-images-idx3-ubyte.gz", 600), ("t10k-images-idx3-ubyte.gz", 50)):

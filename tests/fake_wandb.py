@@ -1,4 +1,4 @@
-"""A W&B server of a few lines, for tests: it answers what a run needs, remembers it, and can go away."""
+"""A small W&B server for tests: it answers the requests of a run, remembers them, and can go away."""
 
 import json
 import re
@@ -12,8 +12,8 @@ class FakeWandb:
     Attributes:
         url: for ``WANDB_BASE_URL``.
         runs: for each run's id, the variables of its creation (groupName, displayName, tags, ...).
-        refuse: whether it refuses every key.
-        sent: what was sent of the runs' files (history, summary, ...), as text.
+        refuse: whether the server refuses every key.
+        sent: the parts of the runs' files (history, summary, ...) that were sent, as text.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class FakeWandb:
         self._server.server_close()
 
     def answer(self, query: str, variables: dict) -> dict:
-        """What GraphQL gives."""
+        """Give the answer to a GraphQL query."""
         found = re.search(r"(?:query|mutation) (\w+)", query)
         assert found is not None, query
         name = found[1]

@@ -1,4 +1,4 @@
-"""A LightningModule as a user's own, for tests."""
+"""A LightningModule like one that a user may write, for tests."""
 
 import torch
 

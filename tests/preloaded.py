@@ -1,4 +1,4 @@
-"""Imported by the process that commands are forked from: does once what takes long and is the same in all of them."""
+"""Does the slow work that all commands share once, in the process from which they are forked."""
 
 import gc
 import io
@@ -19,4 +19,4 @@ Job._results_timeout_s = 2  # submitit waits 15 seconds for the results of a job
 mosaic = Mosaic(1, 1, (2, 2), caption="fonts")
 mosaic.show(0, 0, np.zeros((2, 2, 3)))
 mosaic.figure().savefig(io.BytesIO())
-gc.freeze()  # the collector passes over all that is imported
+gc.freeze()  # the garbage collector then skips all imported objects

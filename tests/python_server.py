@@ -1,4 +1,4 @@
-"""Forks the processes of ``quick_python`` from one that has imported what a run needs.
+"""Forks the processes of ``quick_python`` from one process that has imported what a run needs.
 
 A command then takes a second or two, not the ten seconds that the imports take.
 """
@@ -40,7 +40,7 @@ PRELOADED = [
 
 
 def forking() -> ForkServerContext:
-    """Processes that are forked from one that has imported what a run needs."""
+    """Give a context that forks processes from one process that has imported what a run needs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
@@ -71,7 +71,7 @@ def use(patch: pytest.MonkeyPatch) -> None:
 
 def _serve(path: str) -> None:
     _die_with_parent()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its processes are not waited for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the processes that the server forks
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.new")
     listener.listen()
@@ -86,7 +86,7 @@ def _serve(path: str) -> None:
 
 
 def _supervise(connection: socket.socket) -> None:
-    """Start the process that is asked for, and say its number and its exit status."""
+    """Start the requested process, and send its number and its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
     request = connection.makefile("rb").read(int.from_bytes(length, "big"))
@@ -109,22 +109,22 @@ def _supervise(connection: socket.socket) -> None:
 
 
 def _become(arguments: list[str], folder: str, environment: dict[str, str], descriptors: list[int]) -> None:
-    """Be a new Python with these arguments."""
+    """Turn this process into a new Python with these arguments."""
     _die_with_parent()
     os.setsid()
-    atexit._clear()  # such as W&B's, which would delete a folder of all that are forked
+    atexit._clear()  # W&B's exit function, for example, would delete a folder that all forked processes use
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
         os.close(descriptor)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background, it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing took the server's away
-    sys.executable = str(QUICK_PYTHON)  # of processes that this one starts
-    setattr(rank_zero_only, "rank", _get_rank() or 0)  # noqa: B010 (Lightning finds out when it is imported)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing closed the server's standard input
+    sys.executable = str(QUICK_PYTHON)  # for the processes that this one starts
+    setattr(rank_zero_only, "rank", _get_rank() or 0)  # noqa: B010 (Lightning sets the rank when it is imported)
     installed = [path for path in sys.path if path not in (str(ROOT), str(ROOT / "tests"))]
     named = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     kind, *rest = [each for each in arguments if each != "-u"]
@@ -132,6 +132,7 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], desc
     status = 1
     try:
         if kind == "-c":
+            sys.argv = [kind, *rest[1:]]
             exec(rest[0], {"__name__": "__main__"})
         elif kind == "-m":
             sys.argv = rest
@@ -150,7 +151,7 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], desc
     except BaseException:
         traceback.print_exc()
     finally:
-        atexit._run_exitfuncs()  # of this process; os._exit does not
+        atexit._run_exitfuncs()  # os._exit does not run the exit functions
         sys.stdout.flush()
         os._exit(status)
 

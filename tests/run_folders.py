@@ -16,7 +16,7 @@ HEADINGS = {
 
 
 def write_run(folder: Path, seed: int = 0, ami: float | None = 0.8, **settings) -> Path:
-    """Write a run's folder; finished unless ``ami`` is None. Other settings: ``model__num_steps=5``."""
+    """Write the folder of a run, which is finished unless ``ami`` is None. Other settings: ``model__num_steps=5``."""
     folder.mkdir(parents=True)
     config = {
         "seed": seed,
@@ -60,7 +60,7 @@ def write_metrics(folder: Path, version: int, *lines: str) -> None:
 
 
 def write_sweep(folder: Path) -> Path:
-    """Two values of num_steps, three seeds; the last run failed."""
+    """Write a sweep of two values of num_steps and three seeds; the last run failed."""
     runs = []
     for num_steps, amis in ((2, (0.70, 0.72, 0.77)), (10, (0.80, 0.84, None))):
         for seed, ami in enumerate(amis):

@@ -1,4 +1,4 @@
-"""A model, data and a score as a user's own, for tests."""
+"""Models, data and a score like those that a user may write, for tests."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from nem_lightning.scores.base import Score
 
 
 class NearestPixels(GroupingModel):
-    """k-means on where bright pixels are; nothing is learned."""
+    """k-means on the positions of bright pixels; learns nothing."""
 
     headings: ClassVar = {"spread": Heading("spread", ".1f")}
 
@@ -59,7 +59,7 @@ class Shade(GroupingModel):
 
 
 class MovingBars(FramesDataModule):
-    """An upright and a level bar, which move one pixel a frame."""
+    """A vertical and a horizontal bar, which move one pixel a frame."""
 
     binary = True
 
@@ -80,7 +80,7 @@ class MovingBars(FramesDataModule):
 
 
 class Agreement(Score):
-    """How many pixels of an object belong to its commonest component."""
+    """The share of an object's pixels that belong to its most frequent component."""
 
     heading = Heading("agreement", ".2%")
 

@@ -1,7 +1,7 @@
 """A real SLURM of one node on loopback, for tests: ``python tests/slurm_cluster.py COMMAND`` runs a command in one.
 
-Needs Debian's packages slurm-wlm and munge. Everything lies in one folder and runs as the user who
-starts it; nothing of the machine's own configuration is read or changed.
+Needs Debian's packages slurm-wlm and munge. All files lie in one folder, and all programs run as the user who starts
+this one. The machine's own configuration is neither read nor changed.
 """
 
 import contextlib
@@ -57,13 +57,13 @@ class CannotStart(RuntimeError):
 
 @contextlib.contextmanager
 def slurm_cluster(cpus: int = 4) -> Iterator[dict[str, str]]:
-    """Start SLURM, stop it at the end.
+    """Start SLURM, and stop it at the end.
 
     Args:
-        cpus: how many the node claims to have.
+        cpus: the number of CPUs that the node claims to have.
 
     Returns:
-        Environment variables for processes that are to use it.
+        Environment variables for processes that use this SLURM.
 
     Raises:
         CannotStart: a program is missing, or the node does not answer within a minute.
@@ -73,7 +73,7 @@ def slurm_cluster(cpus: int = 4) -> Iterator[dict[str, str]]:
     if missing:
         raise CannotStart(f"no {', '.join(missing)}; apt install slurm-wlm munge")
     folder = Path(tempfile.mkdtemp(prefix="slurm"))
-    folder.chmod(0o755)  # munged and slurmctld insist
+    folder.chmod(0o755)  # munged and slurmctld require this
     environment = {"PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
     daemons: list[subprocess.Popen] = []
     try:
@@ -86,7 +86,7 @@ def slurm_cluster(cpus: int = 4) -> Iterator[dict[str, str]]:
                 )
             )
             log.close()
-            time.sleep(0.5)  # munged makes its socket
+            time.sleep(0.5)  # gives munged time to make its socket
         _wait_until_idle(folder, {**os.environ, **environment}, daemons)
         yield environment
     finally:

@@ -28,7 +28,7 @@ def fast_model(
     weights: str | Sequence[float] = "last",
     **arguments,
 ) -> NeuralEM:
-    """A model that the fast path takes, its weights moved by normal noise."""
+    """Give a model that the fast path takes. Normal noise is added to its weights."""
     loss = NeuralEMLoss(Bernoulli(), step_weights=weights)
     em = NeuralEM(M_STEPS[m_step](SHAPE, 6), Bernoulli(), loss, **arguments).to(dtype)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def binary(*shape: int, dtype=torch.float64) -> torch.Tensor:
 
 
 def authors_model(name: str, trace) -> tuple[NeuralEM, dict[str, Callable[[], torch.Tensor]]]:
-    """The model with a trace's weights, and what to compare the gradients by the trace's names with."""
+    """Give the model with a trace's weights, and functions that give its gradients, by the trace's names."""
     weights = {
         key: torch.tensor(np.asarray(trace[key]), dtype=torch.float64) for key in trace if key.startswith("var/")
     }
@@ -83,5 +83,5 @@ def images(count: int, binary: bool, shape=(2, 3, 4)) -> torch.Tensor:
 
 
 def sequences(count: int, num_frames: int, binary: bool, shape=(2, 3, 4)) -> torch.Tensor:
-    """(B, F, C, H, W); stills if there is one frame."""
+    """(B, F, C, H, W), random pixels; stills if there is one frame."""
     return images(count * num_frames, binary, shape).unflatten(0, (count, num_frames))

@@ -1,4 +1,4 @@
-"""The rules that hold the floors apart."""
+"""The rules about which floor of the package may import which."""
 
 import ast
 import functools
@@ -35,7 +35,7 @@ def imports(path: Path) -> set[str]:
 
 
 def own(path: Path) -> set[str]:
-    """What it imports of the package: "errors", "models", "models.grouping", ..."""
+    """Give the parts of the package that a file imports: "errors", "models", "models.grouping", ..."""
     names = {module.removeprefix("nem_lightning.") for module in imports(path) if module.startswith("nem_lightning.")}
     return names | {name.partition(".")[0] for name in names}
 

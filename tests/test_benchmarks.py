@@ -1,4 +1,4 @@
-"""The benchmark runs, and what it compares does the same work. Nothing here asserts a time."""
+"""The benchmark runs, and the functions that it compares do the same work. No test asserts a time."""
 
 import json
 
@@ -35,7 +35,10 @@ def test_the_plain_loop_is_ours(model):
 
 @pytest.mark.parametrize("model", ["rnn_em", "nem"])
 def test_the_floor_is_the_products_of_a_training_step(model):
-    """As many multiplications as the plain loop's, forward and backward, which PyTorch counts, but those in vain."""
+    """The floor has the multiplications of the plain loop, forward and backward, less the unnecessary ones.
+
+    PyTorch counts them.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     case = steps.Case(model, batch=3, components=2, steps=4, size=12)
@@ -45,7 +48,7 @@ def test_the_floor_is_the_products_of_a_training_step(model):
         with FlopCounterMode(display=False) as counter:
             found[name]()
         counts[name] = counter.get_total_flops()
-    # V times the first theta, which is 0, and V's gradient there: the plain loop takes both, in vain.
+    # The plain loop has two unnecessary products at the first step, where theta is 0: V times theta, and V's gradient.
     units, rows = 250, case.batch * case.components
     in_vain = 2 * 2 * rows * units**2 if model == "rnn_em" else 0
     assert counts["products"] == counts["products step by step"] == counts["plain loop"] - in_vain
@@ -62,7 +65,7 @@ def test_a_gpu_that_is_not_there(monkeypatch, capsys):
 def test_every_part_runs(tmp_path, monkeypatch, capsys):
     python_server.use(monkeypatch)
     monkeypatch.setattr(shapes, "SPLITS", FEW)
-    context = python_server.forking()  # quicker; memory is still counted
+    context = python_server.forking()  # forking is quicker; memory is still counted
     monkeypatch.setattr(steps.multiprocessing, "get_context", lambda kind: context)
     monkeypatch.setattr("sys.argv", ["speed", "--quick", "--out", str(tmp_path)])
     speed.main()

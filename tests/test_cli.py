@@ -30,7 +30,7 @@ def at(tmp_path, data_dir):
 
 @pytest.fixture
 def run(at):
-    """Run a script; gives what it printed. It must end with the exit status ``status``."""
+    """Run a script, and give its output. Its exit status must be ``status``."""
 
     def finish(script: str, *arguments: str, status: int = 0) -> str:
         return at(script, *arguments).end(status)
@@ -40,7 +40,7 @@ def run(at):
 
 @pytest.fixture
 def shell(tmp_path, data_dir):
-    """Run a script in a new Python; gives what it printed."""
+    """Run a script in a new Python, and give its output."""
 
     def finish(script: str, *arguments: str) -> str:
         environment = {"NEM_DATA_DIR": str(data_dir)}
@@ -130,7 +130,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(at, run, tmp_path):
     epochs = saved["epoch"] + 2
     run("train.py", *SMOKE, f"ckpt_path={interrupted}", f"trainer.max_epochs={epochs}")
     folders = sorted(path.parent for path in tmp_path.glob("outputs/*/checkpoints"))
-    assert len(folders) == 2  # the earlier run is as it was
+    assert len(folders) == 2  # the resumed run has a folder of its own
     assert torch.load(folders[1] / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == epochs - 1
 
 
@@ -189,7 +189,7 @@ def test_bad_settings_get_one_line(tmp_path, data_dir, arguments, message):
     line = refusal("train", *SMOKE, f"paths.data_dir={data_dir}", *arguments, folder=tmp_path)
     assert message in line and "\n" not in line
     assert not (tmp_path / "here" / "checkpoints").exists()
-    if "inf" not in arguments[0]:  # before any training, so the corrected command may use the folder
+    if "inf" not in arguments[0]:  # refused before any training, so the corrected command may use the folder
         assert not (tmp_path / "here" / "config.yaml").exists()
 
 
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_does_not_fit_gets_one_line(run, tmp_path, data_dir):
 
 
 def test_a_checkpoint_of_weights_alone_is_for_evaluate(run, tmp_path):
-    """Such as those in ``results/checkpoints/``."""
+    """The checkpoints in ``results/checkpoints/`` are of this kind."""
     run("train.py", *SMOKE, "hydra.run.dir=here")
     shipped.compact(tmp_path / "here" / "checkpoints" / "best.ckpt", tmp_path / "shipped.ckpt")
     printed = run("train.py", *SMOKE, "ckpt_path=shipped.ckpt", status=1)
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_weights_alone_is_for_evaluate(run, tmp_path):
 def test_going_on_with_a_finished_run_scores_it_again(run, tmp_path):
     run("train.py", *SMOKE, "hydra.run.dir=here")
     printed = run("train.py", *SMOKE, "hydra.run.dir=there", "ckpt_path=here/checkpoints/last.ckpt")
-    assert str(tmp_path / "there" / "checkpoints" / "best.ckpt") in printed  # taken along
+    assert str(tmp_path / "there" / "checkpoints" / "best.ckpt") in printed  # copied from the first run
     here, there = (only((tmp_path / name).glob("checkpoints/best.ckpt")) for name in ("here", "there"))
     assert here.read_bytes() == there.read_bytes()
 
@@ -245,7 +245,7 @@ def test_two_processes_stop_together_and_go_on(at, run, tmp_path):
     process.send_signal(signal.SIGTERM)
     printed = process.end(128 + signal.SIGTERM)
     saved = torch.load(tmp_path / "stopped" / "checkpoints" / "interrupted.ckpt", weights_only=True)
-    assert saved["global_step"] % 20 % 3 == 1  # where the processes look for signals
+    assert saved["global_step"] % 20 % 3 == 1  # the processes look for signals after such a step
     printed = run("train.py", *arguments, "hydra.run.dir=stopped")
     assert "goes on from" in printed
     for name in ("last", "best"):

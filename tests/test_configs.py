@@ -24,6 +24,7 @@ from nem_lightning.training import checkpoints
 FEW = [
     "trainer.accelerator=cpu",
     "model.num_starts=2",
+    "model.num_steps=2",
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=2",
     "trainer.limit_val_batches=1",
@@ -45,10 +46,10 @@ def composed(name: str, overrides: list[str], tmp_path: Path, data_dir: Path):
 
 @pytest.fixture
 def run(tmp_path, data_dir, capsys, monkeypatch):
-    """Train with few batches of little data; gives the config and what was printed."""
+    """Train with few batches of little data, and give the config and the output."""
 
     def train(*overrides: str):
-        config = composed("train", [*overrides, *FEW], tmp_path, data_dir)
+        config = composed("train", [*FEW, *overrides], tmp_path, data_dir)
         if config.data._target_.endswith("VOCDataModule") and not Path(config.data.devkit).exists():
             config.data.devkit = str(make_devkit(tmp_path / "voc"))
             config.data.cache_dir = str(tmp_path / "voc")
@@ -69,7 +70,7 @@ def run(tmp_path, data_dir, capsys, monkeypatch):
 @pytest.mark.parametrize("data", files("data"))
 @pytest.mark.parametrize("model", files("model"))
 def test_every_model_trains_on_every_data_set(run, model, data):
-    config, printed = run(f"model={model}", f"data={data}", "logger=none", *SMALL.get(data, []))
+    config, printed = run(f"model={model}", f"data={data}", "logger=none", "model.num_steps=10", *SMALL.get(data, []))
     run_dir = Path(config.paths.run_dir)
     for name in ("best", "last"):
         saved = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
@@ -90,13 +91,13 @@ IN_DOCS = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "
 
 @pytest.mark.parametrize("experiment", [name for name in files("experiment") if f"experiment={name} " not in IN_DOCS])
 def test_every_experiment_trains(run, experiment):
-    """Those that the pages name are trained in test_docs."""
+    """test_docs trains the experiments that the pages name."""
     config, _ = run(f"experiment={experiment}", "logger=none", "data.batch_size=2", "model.num_steps=3")
     assert (Path(config.paths.run_dir) / "checkpoints" / "best.ckpt").exists()
 
 
 def model_of(config) -> NeuralEM:
-    """The model as train.py builds it."""
+    """Give the model as train.py builds it."""
     data = instantiate(config.data)
     config.pixels = {"shape": list(data.image_shape), "binary": data.binary}
     return instantiate(config.model)
@@ -155,7 +156,7 @@ def test_every_logger(run, logger):
         assert {"epoch", "step", "train/loss", "train/loss_intra", "val/ami_max", "val/ari", "test/confidence"} <= {
             *header
         }
-        assert "num_steps: 10" in (run_dir / "csv" / "version_0" / "hparams.yaml").read_text()
+        assert "num_steps: 2" in (run_dir / "csv" / "version_0" / "hparams.yaml").read_text()
     elif logger == "tensorboard":
         assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
 
@@ -219,7 +220,7 @@ def test_a_config_names_arguments_of_its_class(path):
 
 
 def _targets(node) -> list:
-    """All parts of a configuration that say what they build."""
+    """Give all parts of a configuration that have a ``_target_``."""
     found = [node] if "_target_" in node else []
     inner = [node._get_node(name) for name in node]
     return found + [target for each in inner if OmegaConf.is_dict(each) for target in _targets(each)]

@@ -54,7 +54,7 @@ def test_the_notebook():
 
 
 def commands() -> list[str]:
-    """Every ``python ...`` command in README, docs and the help of the scripts, without its comment."""
+    """Give every ``python ...`` command in README, docs and the help of the scripts, without its comment."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "conf" / "hydra").glob("*.yaml")]
     found = re.findall(
         r"python ((?:train|evaluate)\.py|-m [a-z_.]+)((?: [^ `#|&\n)]+)*)", "\n".join(map(Path.read_text, pages))
@@ -73,6 +73,7 @@ FITTING = {
     "seed=S": "seed=3",
     "$SLURM_JOB_ID": "7",
 }
+STEPS = {"train": "model.num_steps", "evaluate": "num_steps"}
 SMALL = {
     "train": [
         *("model.m_step.hidden_size=10", "model.num_starts=2", "data.batch_size=2", "trainer.max_epochs=2"),
@@ -85,7 +86,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory, data_dir):
-    """What the commands take to be there: data sets, and runs of the pages' earlier commands."""
+    """Make what the commands need: data sets, and the runs of the pages' earlier commands."""
     folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flying, "SPLITS", {stage: (name, 40) for stage, (name, _) in flying.SPLITS.items()})
@@ -109,7 +110,10 @@ def trained(folder: Path, overrides: list[str]) -> Path:
 
 
 def to_run() -> list[str]:
-    """The commands of the scripts; of those whose first runs differ in folders and launchers alone, the longest."""
+    """Give the commands of the scripts.
+
+    If the first runs of some differ only in folders and launchers, give only the longest of these.
+    """
     kept = {}
     for command in sorted(commands(), key=len):
         script, *arguments = command.split()
@@ -121,21 +125,23 @@ def to_run() -> list[str]:
 
 @pytest.mark.parametrize("command", to_run())
 def test_a_command_runs(command, tmp_path, places, monkeypatch):
-    """In its smallest form: few images, few units, no pictures; of a sweep, the first run."""
+    """The command runs in its smallest form: few images, few units, no pictures; of a sweep, only the first run."""
     nothing = figures.Pictures(tmp_path / "none", tmp_path / "none", None)
     monkeypatch.setattr(figures, "save", lambda *_: nothing)
     for words, value in FITTING.items():
         command = command.replace(words, value)
     checkpoint = places["voc"] if "data=voc" in command else CHECKPOINT
     script, *arguments = command.format(checkpoint=checkpoint, **places).split()
-    if arguments == ["--help"] or "--config-dir" in arguments:  # tested above, and in test_cli
+    if arguments == ["--help"] or "--config-dir" in arguments:  # other tests here and in test_cli run these
         return
     parsed = OverridesParser.create().parse_overrides([each for each in arguments if each != "-m"])
     swept = [each for each in parsed if each.is_sweep_override()]
     own = [f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in parsed if each not in swept]
     own += BasicSweeper.split_arguments(swept, None)[0][0]
     script = script.removesuffix(".py")
-    small = [each for each in SMALL[script] if script == "train" or each.partition("=")[0] not in command]
+    given = {each.partition("=")[0] for each in own}
+    small = [each for each in SMALL[script] if script == "train" or each.partition("=")[0] not in given]
+    small += [f"{name}=2" for name in (STEPS[script],) if name not in given]
     if "mnist" in command:
         small.append(f"data.mnist_dir={places['mnist']}")
     if "data=voc" in command or "_voc" in command:
@@ -158,7 +164,7 @@ def test_a_command_of_a_module_takes_its_options(command, monkeypatch, capsys):
     _, name, *options = command.split()
     names = {option.partition("=")[0] for option in options if option.startswith("--")}
     monkeypatch.setattr("sys.argv", [name, "--help"])
-    with pytest.raises(SystemExit), warnings.catch_warnings(action="ignore"):  # of a module that is imported already
+    with pytest.raises(SystemExit), warnings.catch_warnings(action="ignore"):  # runpy warns of imported modules
         runpy.run_module(name, run_name="__main__")
     printed = capsys.readouterr().out
     assert all(option in printed for option in names)

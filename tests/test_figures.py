@@ -40,7 +40,7 @@ def test_groups_have_the_colour_of_the_component_that_covers_them():
 
 
 def small(figure: Figure, mosaic: figures.Mosaic, row: int, column: int) -> np.ndarray:
-    """A small picture of a figure."""
+    """Give the small picture at this row and column of a figure."""
     (axes,) = figure.axes
     pixels = np.asarray(axes.images[0].get_array())
     assert pixels.shape == mosaic.pixels.shape == (*np.round(figure.get_size_inches()[::-1] * figures.DPI), 3)
@@ -78,7 +78,7 @@ def test_groupings_of_a_sequence_have_the_frame_that_each_step_explains():
     for step in (1, 2, 3):
         shown = [small(figure, mosaic, row, step - 1) for row in range(3)]
         np.testing.assert_allclose(shown[0], figures.image_pixels(frames[1, step]))
-        for value in range(4):  # each object in one colour at all steps, what is not scored in black
+        for value in range(4):  # each object has one colour at all steps; unscored pixels are black
             of_object.setdefault(value, []).append(shown[1][groups[1, step] == value])
         found = figures.grouping_colours(iterates[step - 1].responsibilities[1, :, 0])
         np.testing.assert_allclose(shown[2], found)
@@ -118,7 +118,7 @@ def test_gallery_shows_as_many_as_there_are(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_pictures_are_of_what_is_scored(tmp_path, dtype):
-    """In evaluation mode, and in the precision of the weights."""
+    """They are drawn in evaluation mode, and in the precision of the weights."""
     module, drawn = tiny_module().to(dtype), []
     m_step, dropout = m_step_of(em_of(module)), torch.nn.Dropout(0.5)
     m_step.encoder = torch.nn.Sequential(torch.nn.Flatten(), dropout)

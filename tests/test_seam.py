@@ -1,4 +1,4 @@
-"""A model, data of sequences and a score of a user's own go through both commands, by settings alone."""
+"""Both commands run with a user's own model, data of sequences and score, by settings alone."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ HEADING = ["agreement", ".2%"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run a command with the configurations above; gives its folder, its scores and what it printed."""
+    """Run a command with the configurations above, and give its folder, its scores and its output."""
     folder = tmp_path_factory.mktemp("seam")
     for name, text in CONFIGS.items():
         path = folder / "my_conf" / name
@@ -65,7 +65,7 @@ def test_a_model_without_weights_is_scored_and_not_fitted(run):
     assert len(scores["by_step"]) == 3 and scores["num_images"] == 32
     assert 0.5 <= scores["by_step"][-1]["agreement"] <= 1 and scores["by_step"][-1]["spread"] > 0
     assert "agreement" in printed and f"{scores['by_step'][-1]['agreement']:.2%}" in printed
-    assert scores["by_step"][0]["reconstruction_error"] is None  # it has no means
+    assert scores["by_step"][0]["reconstruction_error"] is None  # the model has no means
 
 
 def test_a_model_of_ones_own_is_trained(run):

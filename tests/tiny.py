@@ -45,7 +45,7 @@ class TinyImages(FramesDataModule[TensorFrames]):
 
 
 class TinySequences(FramesDataModule[TensorFrames]):
-    """24 sequences a stage of two stripes, each moving one column a frame, around the edge."""
+    """24 sequences in each stage, of two stripes that move one column a frame and re-enter at the other edge."""
 
     image_shape = SHAPE
     binary = True
@@ -65,7 +65,7 @@ class TinySequences(FramesDataModule[TensorFrames]):
 
 
 def few_shapes(count: int) -> TensorFrames:
-    """So many images of Shapes."""
+    """Give ``count`` images of Shapes."""
     images, groups = generate(count, 28, 3, np.random.default_rng(0))
     return TensorFrames(torch.from_numpy(images)[:, None, None], torch.from_numpy(groups)[:, None])
 
@@ -78,7 +78,7 @@ def tiny_model(shape=SHAPE, **arguments) -> NeuralEM:
 
 
 def default_scores() -> dict[str, Score]:
-    """As in ``conf/scores/default.yaml``."""
+    """Give the scores of ``conf/scores/default.yaml``."""
     return {
         "ami_max": AdjustedMutualInformation("max"),
         "ami_arithmetic": AdjustedMutualInformation("arithmetic"),
@@ -123,13 +123,13 @@ def output_layer(m_step: RecurrentMStep) -> nn.Linear:
 
 
 def gradient_of(weight: Tensor) -> Tensor:
-    """Its gradient, which there must be."""
+    """Give the gradient of a weight, which must have one."""
     assert weight.grad is not None
     return weight.grad
 
 
 def scores_of(module: GroupingModule) -> TestScores:
-    """What its test gave."""
+    """Give the scores of a module's test, which must have run."""
     assert module.test_scores is not None
     return module.test_scores
 

@@ -15,7 +15,7 @@ from nem_lightning.datamodules.flying import UNIT, FlyingDataModule, Trajectorie
 from nem_lightning.errors import InputError
 
 FIRST_POSITIONS = [[[20, 15], [14, 15], [18, 0]], [[20, 15], [14, 16], [18, 0]], [[20, 16], [13, 15], [17, 1]]]
-"""Of the first sequence of 60 with seed 0: rows and columns of three objects in three frames."""
+"""Rows and columns of three objects in three frames, in the first of 60 sequences with seed 0."""
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def few(monkeypatch):
 
 @pytest.fixture
 def digits(tmp_path, monkeypatch) -> Path:
-    """A folder with small files in MNIST's format, whose hashes are those expected."""
+    """A folder with small files in MNIST's format; their hashes are the expected ones."""
     monkeypatch.setattr(mnist, "IMAGES", make_digits(tmp_path / "mnist"))
     return tmp_path / "mnist"
 
@@ -47,7 +47,7 @@ def test_objects_move_straight_on_and_bounce_off_the_walls():
 
 
 def test_each_frame_is_the_union_of_the_templates():
-    """Drawn pixel by pixel."""
+    """The test draws the expected frames pixel by pixel."""
     data = FlyingShapesDataModule("nowhere", num_objects=4, num_frames=5)
     data.setup("fit")
     train = drawn(data)
@@ -96,7 +96,7 @@ def test_flying_digits(digits):
     assert np.abs(data.templates("test").pixels[3].numpy() - expected).max() <= 0.5  # 20 digits: the same in all stages
     batch = train.__getitems__([0])
     one, other = (templates_at(data, train, k) for k in (0, 1))
-    assert torch.equal(batch["frames"][0, 0, 0] * 255, torch.maximum(one, other))  # the brighter one is seen
+    assert torch.equal(batch["frames"][0, 0, 0] * 255, torch.maximum(one, other))  # the brighter digit is visible
     alone = (one > 0) ^ (other > 0)
     assert torch.equal(batch["groups"][0, 0] > 0, alone)
 
@@ -135,7 +135,7 @@ def test_a_published_file_is_read_and_written(tmp_path, caplog):
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert FlyingShapesDataModule(str(tmp_path), generation_seed=1).path is None
-    assert not caplog.text  # nothing is read instead
+    assert not caplog.text  # no file was read
     with pytest.raises(InputError, match=r"'training' has sequences of 6 frames; data.num_frames=21 are asked for"):
         FlyingShapesDataModule(str(tmp_path)).setup()
 

@@ -1,4 +1,4 @@
-"""What the data sets share."""
+"""The code that all data sets share."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_shapes_that_do_not_fit(frames, groups):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_every_item_is_on_exactly_one_process_and_lightning_leaves_it_there(world):
-    """Lightning takes apart what other samplers give: half of the images would not be scored."""
+    """Lightning would split the images of another sampler once more, so half of the images would not be scored."""
     samplers = [EachOnce(7, world, rank) for rank in range(world)]
     assert sorted(index for sampler in samplers for index in sampler) == list(range(7))
     assert sum(map(len, samplers)) == 7 and all(isinstance(sampler, DistributedSampler) for sampler in samplers)

@@ -21,7 +21,7 @@ TRIANGLE = "000001100000 000011110000 000111111000 001110011100 011100001110 111
 
 
 def cut_out(image: np.ndarray) -> str:
-    """What is in the bounding box, row by row."""
+    """Give the pixels in the bounding box, row by row."""
     rows, columns = np.nonzero(image.any(1))[0], np.nonzero(image.any(0))[0]
     box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return " ".join("".join(map(str, row)) for row in box)

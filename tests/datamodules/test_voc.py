@@ -26,7 +26,7 @@ def test_images_groups_and_splits(devkit):
     with Image.open(devkit / "VOC2012/JPEGImages/val_001.jpg") as file:
         pixels = np.asarray(file, dtype=np.float64)
     areas = pixels.reshape(10, 3, 10, 4, 3).mean((1, 3)).transpose(2, 0, 1) / 255
-    np.testing.assert_allclose(batch["frames"][0, 0], areas, atol=1 / 255)  # each pixel the mean of its 3 x 4 area
+    np.testing.assert_allclose(batch["frames"][0, 0], areas, atol=1 / 255)  # each pixel is the mean of its 3 x 4 area
     groups = batch["groups"][0, 0]
     assert set(groups.unique().tolist()) == {-1, 0, 7}  # the class mask; void (255) is -1
     assert (groups[:3, :5] == 7).all() and (groups[4:] == 0).all()
@@ -46,7 +46,7 @@ def test_the_cache_is_used_and_follows_the_devkit(devkit, monkeypatch):
     files = sorted(path.name for path in first.cache_dir.iterdir())
     assert len(files) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(VOCDataModule, "_resize", None)  # would fail
+        patch.setattr(VOCDataModule, "_resize", None)  # a call would fail
         again = ready(module(devkit))
     assert torch.equal(first.stages["train"].frames, again.stages["train"].frames)
     ready(module(devkit, size=8))
@@ -103,7 +103,7 @@ def test_a_truncated_cache(devkit):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """The archive of a small devkit on a local web server; gives the function that sets its expected hash."""
+    """Serve the archive of a small devkit on a local web server."""
     make_devkit(tmp_path / "source")
     archive = tmp_path / "served" / "VOCtrainval_11-May-2012.tar"
     archive.parent.mkdir()

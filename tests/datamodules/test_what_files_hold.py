@@ -1,4 +1,4 @@
-"""What is read from files is kept in a type that holds it, or refused in one line that names the file."""
+"""Values from files are kept in a type that can hold them, or refused in one line that names the file."""
 
 import h5py
 import numpy as np
@@ -12,7 +12,7 @@ from nem_lightning.errors import InputError
 
 
 def shapes_with(folder, value, key: str = "groups") -> ShapesDataModule:
-    """A published file of which one pixel in each image has that value."""
+    """Write a published file in which one pixel of each image has this value."""
     arrays = {name: np.zeros((1, 5, 28, 28, 1), np.float32) for name in ("features", "groups")}
     arrays["groups"][0, :, 4:6] = 1
     arrays[key][0, :, 3, 4] = value

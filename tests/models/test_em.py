@@ -1,4 +1,4 @@
-"""The recurrence against the authors' traces, finite differences, and a loop written out here."""
+"""Compares the recurrence with the authors' traces, finite differences, and a loop written out here."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ STEPS = 10
 
 
 def assert_reproduces(name: str, path: Path, every: int, every_gradient: int) -> None:
-    """Compare with the entries that a trace keeps: one in ``every``, of gradients one in ``every_gradient``."""
+    """Compare with the entries that a trace keeps: one in ``every``, and one in ``every_gradient`` of gradients."""
     trace = np.load(path)
     em, gradients = authors_model(name, trace)
     loss = NeuralEMLoss(Bernoulli())
@@ -71,7 +71,7 @@ def test_it_reproduces_the_authors_full_traces(name, full_traces):
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.05])
 def test_one_step_is_the_plain_loop(binary, smoothing):
-    """Every pixel, channel and component in turn, with nothing in parallel."""
+    """The loop takes every pixel, channel and component in turn, with nothing in parallel."""
     torch.manual_seed(0)
     em = small_model("recurrent", binary, smoothing=smoothing, initial_mean=0.2)
     layer, output_of = m_step_of(em).input_layer, output_layer(m_step_of(em))
@@ -134,7 +134,7 @@ def test_gradients_agree_with_finite_differences(m_step, num_frames, binary):
     step_size=st.floats(1e-6, 1e-3),
 )
 def test_a_small_enough_n_em_step_never_lowers_the_log_likelihood(seed, binary, components, step_size):
-    """The guarantee of generalised EM."""
+    """Generalised EM guarantees this."""
     torch.manual_seed(seed)
     m_step = GradientMStep((2, 3, 4), 3, step_size).double()
     em = NeuralEM(m_step, Bernoulli() if binary else Gaussian(1.0), smoothing=0)
@@ -224,7 +224,7 @@ def test_the_log_likelihood_is_of_the_mixture(binary):
     ],
 )
 def test_bad_k_t_and_starts(arguments, message):
-    """When the model is built, and when it is called."""
+    """They are refused when the model is built, and when it is called."""
     with pytest.raises(InputError, match=message):
         small_model("recurrent", True, **arguments)
     with pytest.raises(InputError, match=message):

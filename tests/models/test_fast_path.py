@@ -1,4 +1,4 @@
-"""The fast path against the loop, which defines what it computes."""
+"""Compares the fast path with the loop, which defines the right results."""
 
 import copy
 import math
@@ -51,7 +51,7 @@ def values_and_gradients(compute, em, image, corrupted) -> tuple[torch.Tensor, l
 
 
 def fast(em, image, path: FastPath | None = None, seed: int = 1) -> FastLoss:
-    """The fast path on clean images."""
+    """Run the fast path on clean images."""
     return (path or FastPath())(em, image, image, detach=False, generator=torch.Generator().manual_seed(seed))
 
 
@@ -116,7 +116,7 @@ def test_it_is_the_loop_at_its_real_size_in_single_precision(differentiate, m_st
 
 @pytest.mark.parametrize("name", ["n_em", "rnn_em"])
 def test_it_reproduces_the_authors_trace(name, monkeypatch):
-    """The loss of their last step, and its gradients, of which the trace keeps one entry in 97."""
+    """Compares the loss of the last step, and its gradients. Of these the trace keeps one entry in 97."""
     trace = np.load(ROOT / "tests" / "reference" / f"{name}.npz")
     em, gradients = authors_model(name, trace)
     image, gamma = (torch.tensor(trace[key], dtype=torch.float64).movedim(-1, -3) for key in ("image", "gamma0"))
@@ -196,7 +196,7 @@ def test_a_copy_has_memory_of_its_own():
 
 @every_m_step
 def test_a_second_batch_leaves_what_the_first_one_gave_alone(m_step):
-    """Of one image and one component, whose (K, B) and (B, K) are the same memory."""
+    """With one image and one component, (K, B) and (B, K) are the same memory."""
     em, path = fast_model(m_step, num_components=1, num_steps=2), FastPath()
     first = fast(em, torch.ones(1, *SHAPE).double(), path)
     kept = [value.detach().clone() for value in first]
@@ -205,7 +205,7 @@ def test_a_second_batch_leaves_what_the_first_one_gave_alone(m_step):
 
 
 def test_the_order_in_which_weights_were_registered_does_not_matter():
-    """Taking away a parametrization, or pruning, registers a weight anew, behind the bias."""
+    """If a parametrization is removed, or a layer pruned, the weight is registered again, after the bias."""
     torch.manual_seed(0)
     em = fast_model(weights="all", num_components=2, num_steps=3)
     m_step = m_step_of(em)
@@ -226,7 +226,7 @@ def test_frozen_weights_get_no_gradient(m_step):
 
 @every_m_step
 def test_second_derivatives_are_refused(m_step):
-    """The gradients have none, so they would silently count as constants."""
+    """The gradients of the fast path have no gradients themselves, so they would silently count as constants."""
     em = fast_model(m_step, num_components=2, num_steps=2)
     total = fast(em, binary(2, *SHAPE)).total
     with pytest.raises(RuntimeError, match="the fast path has no second derivatives"):
@@ -235,7 +235,7 @@ def test_second_derivatives_are_refused(m_step):
 
 
 def test_many_components_and_steps():
-    """More logarithms than go into one product: near the logit 0, a product of 200 is 0 in single precision."""
+    """There are more logarithms than fit into one product: near logit 0, 200 factors give 0 in single precision."""
     torch.manual_seed(0)
     weights = [1.0] * 12 + [0.5] * 5
     em = fast_model(scale=0.1, dtype=torch.float32, weights=weights, num_components=17, num_steps=17)
@@ -255,7 +255,10 @@ def test_logits_far_out_give_finite_gradients(far):
     [(True, 0, 0), (False, 0, 0), (True, 2, 1), (True, 2, 2), (False, 2, 2)],
 )
 def test_the_model_gives_the_same_loss_and_gradients_either_way(m_step, differentiate, detached_epochs, epoch):
-    """With noise, and with the grouping after the last step. For so many epochs no gradients flow through gamma."""
+    """The images have noise, and the grouping after the last step is compared, too.
+
+    No gradients flow through gamma in the first ``detached_epochs`` epochs.
+    """
     torch.manual_seed(0)
     settings = {"differentiate_responsibilities": differentiate, "detached_epochs": detached_epochs}
     em, frames = fast_model(m_step, weights="all", num_steps=3, **settings), binary(2, 1, *SHAPE)
@@ -279,7 +282,7 @@ def test_the_model_gives_the_same_loss_and_gradients_either_way(m_step, differen
 
 
 def test_gradients_through_gamma_matter():
-    """Else the test before would compare the same with the same."""
+    """If they did not, the test above would compare equal gradients in all its cases."""
     torch.manual_seed(0)
     em, frames = fast_model(weights="all", num_steps=3, detached_epochs=1), binary(2, 1, *SHAPE)
     gradients = []

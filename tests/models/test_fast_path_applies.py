@@ -1,4 +1,4 @@
-"""Which cases the fast path takes, and that it leaves all others to the loop and says why."""
+"""Which cases the fast path takes. It leaves all others to the loop, and says why."""
 
 import copy
 import logging
@@ -40,7 +40,7 @@ def why_not(em: NeuralEM, frames: torch.Tensor, corrupted: torch.Tensor | None =
 
 
 def change(kind: str) -> tuple[NeuralEM, torch.Tensor]:
-    """A model and frames that the fast path is not written for, in one respect."""
+    """Give a model and frames with one property that the fast path does not support."""
     em, frames = fast_model(), binary(2, 1, *SHAPE)
     m_step = m_step_of(em)
     match kind:
@@ -174,7 +174,7 @@ def test_it_leaves_no_grad_and_autocast_to_the_loop():
 
 
 def test_it_leaves_a_first_gamma_of_ones_own_to_the_loop(monkeypatch):
-    """It may be learned."""
+    """Such a gamma may be learned."""
     case = change("nothing")
     monkeypatch.setitem(STARTS, "noise", lambda *arguments: bright_regions(*arguments))
     assert why_not(*case) == "init=noise is not known to it"
@@ -204,7 +204,7 @@ def test_the_structure_is_looked_at_once_an_epoch_of_training_and_at_each_batch_
 
     m_step = m_step_of(em)
     for m_step.activation, reason in (("sigmoid", None), ("tanh", REASONS["activation"]), ("sigmoid", None)):
-        assert why_not() == reason  # without a training
+        assert why_not() == reason  # outside training
     em.prepare_training()
     assert why_not() is None
     m_step.activation = "tanh"
@@ -226,7 +226,7 @@ def test_a_copy_looks_for_itself():
 
 
 def counted(em: NeuralEM, monkeypatch) -> list[str]:
-    """By which way each loss is computed from here on."""
+    """Record for each loss from now on whether the fast path or the loop computes it."""
     ways = []
     fast, loop = FastPath.__call__, NeuralEMLoss.__call__
     monkeypatch.setattr(FastPath, "__call__", lambda *a, **k: ways.append("fast path") or fast(*a, **k))

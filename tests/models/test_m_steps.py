@@ -14,7 +14,7 @@ SHAPE = (2, 3, 4)
 
 @given(seed=st.integers(0, 2**31), binary=st.booleans(), components=st.integers(1, 4))
 def test_the_gradient_step_is_the_gradient_of_q(seed, binary, components):
-    """Equation 4 against autograd on Q = sum gamma log P(x | f(theta))."""
+    """Compares equation 4 with autograd on Q = sum gamma log P(x | f(theta))."""
     torch.manual_seed(seed)
     likelihood = Bernoulli() if binary else Gaussian(sigma=1.0)
     m_step = GradientMStep(SHAPE, hidden_size=5, step_size=0.5).double()
@@ -86,7 +86,7 @@ def test_bad_arguments(arguments, message):
 
 
 def test_encoders_and_decoders_may_have_batch_normalisation():
-    """Building an M-step does not touch it, nor its mode."""
+    """Building an M-step changes neither the statistics nor the mode of the normalisation."""
     encoder = nn.Sequential(nn.BatchNorm2d(SHAPE[0]), nn.Flatten(), nn.Linear(24, 7), nn.BatchNorm1d(7))
     decoder = nn.Sequential(nn.Linear(5, 24), nn.BatchNorm1d(24).eval(), nn.Unflatten(1, SHAPE))
     m_step = RecurrentMStep(SHAPE, hidden_size=5, encoder=encoder, decoder=decoder)

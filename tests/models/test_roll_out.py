@@ -1,4 +1,4 @@
-"""Predictions in place of frames."""
+"""Predictions that take the place of frames."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from nem_lightning.models.roll_out import prediction, roll_out
 
 
 def test_predictions_take_the_place_of_frames():
-    """As the loop does it on a sequence whose later frames are the predictions."""
+    """The loop gives the same on a sequence whose later frames are the predictions."""
     em = tiny_model().eval()
     frames = TinySequences(num_frames=6).load("test").frames[:3].float()
     found = list(roll_out(em, frames[:, :4], num_steps=3, horizon=2, generator=torch.Generator().manual_seed(0)))
@@ -21,7 +21,7 @@ def test_predictions_take_the_place_of_frames():
     for step, frame in zip(iterates[3:], found, strict=True):
         assert isinstance(step, Iterate) and torch.equal(prediction(em, step), frame)
     changed = frames.clone()
-    changed[:, 4:] = 1 - changed[:, 4:]  # not looked at
+    changed[:, 4:] = 1 - changed[:, 4:]  # the model does not see these frames
     again = list(roll_out(em, changed, num_steps=3, horizon=2, generator=torch.Generator().manual_seed(0)))
     assert all(map(torch.equal, found, again))
 

@@ -1,4 +1,4 @@
-"""Frames: step t sees frame t and explains frame t + 1; a still image is a sequence that stands still."""
+"""Frames: step t sees frame t and explains frame t + 1; a still image is a sequence in which nothing moves."""
 
 import dataclasses
 
@@ -78,7 +78,7 @@ def test_too_few_frames_are_refused_in_one_line(num_frames):
 
 @pytest.mark.parametrize("num_frames", [1, T + 1])
 def test_noise_reaches_only_what_the_m_step_sees(num_frames):
-    """Not the first responsibilities, the E-step, or the loss. It is drawn for each frame, before the start."""
+    """The first responsibilities, the E-step and the loss have no noise. Noise is drawn before the start, by frame."""
     em, frames = model(True, init="bright_regions"), sequences(2, num_frames, True)
     em.corruption = lambda image, generator: (image - 1).abs() * torch.rand((), generator=generator).double()
     generator = draws()

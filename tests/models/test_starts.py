@@ -27,7 +27,7 @@ from nem_lightning.models.starts import SPREAD, STARTS, bright_regions, energy
     bright=st.sampled_from([0.0, 0.1, 1.0]),
 )
 def test_first_responsibilities_are_distributions(seed, name, channels, height, width, components, bright):
-    """Also of black images, and of fewer pixels than components."""
+    """Also for black images, and for fewer pixels than components."""
     generator = torch.Generator().manual_seed(seed)
     image = (torch.rand(3, channels, height, width, generator=generator) < bright).float()
     gamma = STARTS[name](image, components, generator)
@@ -36,7 +36,7 @@ def test_first_responsibilities_are_distributions(seed, name, channels, height, 
 
 
 def test_bright_regions_lie_around_bright_pixels_that_lie_apart():
-    """Three blocks far apart: each is one component's in nearly every draw, though one block is twice as bright."""
+    """In nearly every draw, each of three distant blocks has its own component, though one block is twice as bright."""
     image = torch.zeros(500, 1, 20, 20)
     corners = [(0, 0), (0, 17), (17, 9)]
     for (y, x), brightness in zip(corners, (1.0, 0.5, 0.5), strict=True):
@@ -47,7 +47,7 @@ def test_bright_regions_lie_around_bright_pixels_that_lie_apart():
 
 
 def test_bright_regions_are_drawn_as_the_centres_of_k_means_plus_plus():
-    """Three pixels in a row: how often each pair is drawn. gamma tells which pair it was."""
+    """Counts how often each pair of three pixels in a row is drawn. gamma shows which pair was drawn."""
     brightness, draws = [0.5, 0.2, 0.3], 40_000
     image = torch.tensor(brightness, dtype=torch.float64).expand(draws, 1, 1, 3)
     gamma = bright_regions(image, 2, torch.Generator().manual_seed(0))[:, 0, 0, 0]  # of the first component, (draws, 3)
@@ -63,7 +63,7 @@ def test_bright_regions_are_drawn_as_the_centres_of_k_means_plus_plus():
 
 
 def test_bright_regions_spread_as_said():
-    """Two bright pixels, two components: the ratio of gamma is that of two round bells, one around each."""
+    """For two bright pixels and two components, the ratio of gamma is that of two Gaussians, one around each pixel."""
     image = torch.zeros(1, 1, 9, 12, dtype=torch.float64)
     image[0, 0, 1, 2] = image[0, 0, 7, 10] = 1
     gamma = bright_regions(image, 2, torch.Generator().manual_seed(0))[0, :, 0]
@@ -98,7 +98,7 @@ def test_energy_is_the_sum_written_out():
 
 
 def test_energy_of_real_pixels_is_the_sum_written_out():
-    """The negative log likelihood of the mixture, and the evenness of the components' shares of all pixels."""
+    """The sum is the mixture's negative log likelihood, plus a term for the evenness of the components' shares."""
     torch.manual_seed(0)
     image = torch.rand(2, 2, 3, 4).double()
     mu = torch.rand(2, 3, 2, 3, 4).double()
@@ -124,7 +124,7 @@ def test_energy_of_real_pixels_is_the_sum_written_out():
 
 
 def test_energy_prefers_a_component_for_each_object():
-    """Not one for two overlapping ones and another for none, which equation 5 prefers."""
+    """Equation 5 prefers one component for two overlapping objects, and another component for none."""
     masks = torch.zeros(2, 1, 8, 8)
     masks[0, 0, :4, :4] = masks[1, 0, 2:6, 2:6] = 1  # two overlapping squares
     image = masks.amax(0, keepdim=True)
@@ -144,7 +144,7 @@ def test_energy_of_a_black_image():
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.25)], ids=["binary", "real"])
 @pytest.mark.parametrize("num_frames", [1, 3])
 def test_of_several_starts_the_one_of_lowest_energy_is_kept(likelihood, num_frames):
-    """Of a sequence, the energy is that of the last frame."""
+    """The energy of a sequence is that of its last frame."""
     torch.manual_seed(0)
     em = NeuralEM(RecurrentMStep((1, 28, 28), 8), likelihood, num_starts=4, init="bright_regions")
     frames = few_shapes(20 * num_frames).frames.float().view(20, num_frames, 1, 28, 28)

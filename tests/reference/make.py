@@ -1,7 +1,7 @@
 """Cuts the small traces in this folder from the full ones: ``python make.py FOLDER_OF_FULL_TRACES``.
 
-Weights are exact in float32. Of means, responsibilities and gradients every 7th, of gradients with
-respect to weights every 97th entry is kept, rounded to float32.
+Weights are exact in float32. Every 7th entry of means, responsibilities and gradients is kept, and every 97th entry of
+gradients with respect to weights; these entries are rounded to float32.
 """
 
 import sys

@@ -39,7 +39,7 @@ class TestReading:
         write_run(tmp_path / "sweep" / "10_b")
         write_run(tmp_path / "sweep" / "2_a")
         inside = tmp_path / "sweep" / "2_a" / "wandb" / "files"
-        shutil.copytree(tmp_path / "sweep" / "10_b", inside)  # W&B keeps a config.yaml
+        shutil.copytree(tmp_path / "sweep" / "10_b", inside)  # W&B keeps a config.yaml in its folder
         shutil.copytree(tmp_path / "sweep" / "10_b", tmp_path / ".submitit" / "job")
         evaluation = tmp_path / "evaluations" / "now"
         evaluation.mkdir(parents=True)
@@ -257,8 +257,8 @@ class TestPage:
         Image.new("RGB", (3000, 1000)).save(runs[-1] / "gallery.png")
         sweep = Sweep(find([tmp_path]))
         written = page.render(sweep, "title")
-        assert written.count("data:image/webp") == 3  # smaller
-        assert written.count("data:image/png") == 1  # small as it is
+        assert written.count("data:image/webp") == 3  # made smaller
+        assert written.count("data:image/png") == 1  # already small
         size = (len(written) - 50_000) / 3
         monkeypatch.setattr(page, "PICTURE_BYTES", 2.5 * size)
         assert page.render(sweep, "title").count("data:image/webp") == 2
@@ -311,7 +311,7 @@ class TestPage:
 
 @pytest.fixture
 def report(tmp_path_factory):
-    """Run the command; gives what it printed. It must end with the exit status ``status``."""
+    """Run the command, and give its output. Its exit status must be ``status``."""
 
     def finish(*arguments: object, status: int = 0) -> str:
         folder = tmp_path_factory.mktemp("printed")

@@ -1,4 +1,4 @@
-"""The report's page, looked at in Chromium."""
+"""Looks at the report's page in Chromium."""
 
 import html
 import re
@@ -18,7 +18,7 @@ from nem_lightning.report.sweep import Sweep
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Shows a page in headless Chromium, after a script; gives its elements as text, or a picture of it."""
+    """Run a script in a page in headless Chromium; give the page's elements as text, or a picture of the page."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)
     if chromium is None:
@@ -61,7 +61,7 @@ def cells(dom: str, table: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> str:
-    """The page about ``write_sweep``."""
+    """The page about the sweep of ``write_sweep``."""
     return page.render(Sweep(find([write_sweep(tmp_path_factory.mktemp("sweep"))])), "A sweep")
 
 
@@ -76,7 +76,7 @@ class TestBrowser:
     def test_a_click_sorts_by_number(self, browser, written):
         click = "document.querySelectorAll('#configurations th button')[{}].click();"
         order = [row[1] for row in cells(browser(written, click.format(0)), "configurations")]
-        assert order == ["2", "10"]  # not by alphabet
+        assert order == ["2", "10"]  # not in alphabetical order
         order = [row[1] for row in cells(browser(written, click.format(2) * 2), "configurations")]
         assert order == ["10", "2"]
         assert (

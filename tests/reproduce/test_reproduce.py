@@ -126,7 +126,7 @@ def test_scores_that_cannot_be_read(tmp_path):
 
 
 def test_the_shipped_results_can_be_read():
-    """Each shipped row is one that can be trained, with its settings; each checkpoint loads."""
+    """Each shipped row has the title and the settings of a row in ``ROWS``; each checkpoint loads."""
     found = tables.read_rows(ROOT / "results")
     for name, of_seeds in found.items():
         assert {one["title"] for one in of_seeds} == {rows.ROWS[name].title}
@@ -153,7 +153,7 @@ def test_scores_of_less_do_not_replace_scores_of_more(tmp_path):
     with pytest.raises(InputError, match=r"components_seed0\.json: is of 8 images, and is kept; this would be of 4"):
         Evaluator(FewImages("nowhere"), tmp_path, 4, print).baseline(row)
     assert json.loads(path.read_text())["fingerprint"] == "made up"
-    for count in (8, 4):  # the second finds more than it would score
+    for count in (8, 4):  # the second time, there are scores of more images
         Evaluator(FewImages("nowhere"), tmp_path, count, print).baseline(row)
     found = rows.read(path)
     assert found["fingerprint"] == "components" and found["images"] == 8
@@ -179,7 +179,7 @@ def test_shipped_checkpoints_are_small_and_name_no_place(tmp_path):
 
 @pytest.fixture
 def reproduce(tmp_path, monkeypatch, capfd):
-    """``python -m reproduce`` with its folders in ``tmp_path``, in this process; gives what it printed."""
+    """Run ``python -m reproduce`` in this process, with its folders in ``tmp_path``, and give its output."""
     monkeypatch.setenv("COLUMNS", "120")
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
 
@@ -199,7 +199,7 @@ SMALL += ["trainer.limit_train_batches=5", "data.batch_size=8", "trainer.max_epo
 
 
 def test_the_driver(reproduce, tmp_path, data_dir, monkeypatch):
-    """A row is trained, scored and tabulated, shipped, scored again, and tampered with."""
+    """A row is trained, scored, tabulated, shipped, and scored again, at last with changed weights."""
     python_server.use(monkeypatch)
     monkeypatch.setenv("NEM_DATA_DIR", str(data_dir))
     chosen = ["--rows", "nem_published,components", "--seeds", "0"]
@@ -219,7 +219,7 @@ def test_the_driver(reproduce, tmp_path, data_dir, monkeypatch):
     assert (results / "pictures" / "nem_published_gallery.png").is_file()
 
     before = path.stat().st_mtime_ns
-    assert "scoring" not in reproduce("score", *chosen, "--images", "40", *SMALL)  # all is done
+    assert "scoring" not in reproduce("score", *chosen, "--images", "40", *SMALL)  # everything is scored already
     assert path.stat().st_mtime_ns == before
     refused = reproduce("score", *chosen, "--images", "40", *SMALL[1:], status=1)
     assert "was trained with other settings (model.num_steps: 2 there, 10 here)" in refused

@@ -1,4 +1,4 @@
-"""What the results are made of: the scorer, baselines, and whether EM climbs."""
+"""The parts of the results: the scorer, the baselines, and whether EM increases the log likelihood."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,7 +35,7 @@ def random_images(count: int) -> TensorFrames:
 
 
 def three_blocks() -> TensorFrames:
-    """Three 3x3 blocks far apart, and the same with two blocks that touch and share a pixel."""
+    """Give two images: three 3x3 blocks far apart, and three blocks of which two touch and share a pixel."""
     images, groups = np.zeros((2, 20, 20)), np.zeros((2, 20, 20))
     for index, corners in enumerate([[(0, 0), (0, 15), (15, 8)], [(0, 0), (2, 2), (15, 8)]]):
         for k, (y, x) in enumerate(corners, start=1):
@@ -58,7 +58,7 @@ def baseline(name: str, data: TensorFrames) -> GroupingModule:
 
 @pytest.mark.parametrize("num_starts", [1, 3])
 def test_the_scores_are_those_of_the_packages_own_test(tmp_path, num_starts):
-    """Of every step, over more than one batch; ``evaluate.py`` runs the same test."""
+    """Compares the scores of every step, over more than one batch. ``evaluate.py`` runs the same test."""
     torch.manual_seed(1)
     data, module = random_images(70), GroupingModule(rnn_em(num_starts), SCORES)
     loader = DataLoader(data, scoring.BATCH, collate_fn=lambda batch: batch)
@@ -67,7 +67,7 @@ def test_the_scores_are_those_of_the_packages_own_test(tmp_path, num_starts):
     assert module.test_scores is not None
     found = scoring.by_image(module, data, SCORES, steps=(3,))[3]
     assert scoring.means(found, data)["all"] == pytest.approx({"images": 70, "scored": 70, **_own(module, 3)})
-    if num_starts == 1:  # of several starts, the best after each step, as if it were the last
+    if num_starts == 1:  # with several starts, the scorer chooses the best start for each step
         for step, values in scoring.by_image(module, data, SCORES, steps=(1, 2)).items():
             assert {name: of.mean().item() for name, of in values.items()} == pytest.approx(_own(module, step))
 
@@ -78,7 +78,7 @@ def _own(module: GroupingModule, step: int) -> dict[str, float]:
 
 
 class Quadrants(GroupingModel):
-    """Groups pixels by the side they are on; a step later, by the other. Learns nothing, draws nothing."""
+    """Groups pixels into left and right, then into top and bottom, in turns. Learns nothing, draws nothing."""
 
     def unroll(self, frames, num_components, num_steps, num_starts, generator) -> Iterator[Grouping]:
         *_, height, width = frames.shape
@@ -100,7 +100,7 @@ def test_a_model_of_ones_own_is_scored():
     data = TensorFrames(torch.ones(3, 1, 1, 6, 5), groups)
     found = scoring.by_image(GroupingModule(Quadrants(SHAPE, True, 2)), data, SCORES, steps=(1, 2))
     assert found[1]["ami_max"].tolist() == [1, 1, 1] and (found[2]["ami_max"] < 0.1).all()
-    assert found[1]["reconstruction_error"].isnan().all()  # it has no means
+    assert found[1]["reconstruction_error"].isnan().all()  # the model has no means
     assert scoring.means(found[1], data)["all"]["reconstruction_error"] is None
 
 

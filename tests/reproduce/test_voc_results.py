@@ -28,7 +28,7 @@ BY_COLOUR = ("colour k-means", "position + colour k-means", "SLIC merged", "Felz
 
 
 def brute_force(labels: np.ndarray, groups: np.ndarray) -> float:
-    """Every object against every segment, set by set."""
+    """Compute mean best overlap: compare every object with every segment, as sets of pixels."""
     counted = groups != VOID
     best = []
     for group in sorted(set(groups[counted].tolist()) - {0}):
@@ -171,7 +171,7 @@ MODULE = {"_target_": "nem_lightning.training.module.GroupingModule"}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A function that gives a checkpoint of K components, of an epoch on a small devkit; and that devkit."""
+    """Give a function that trains and saves a model of K components (one epoch, small devkit), and the devkit."""
     folder = tmp_path_factory.mktemp("voc")
     devkit = make_devkit(folder, instances=(0, 1))
 

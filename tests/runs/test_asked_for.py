@@ -1,4 +1,4 @@
-"""A sweep's summary and exit status are about the runs that were asked for, whatever became of them."""
+"""A sweep's summary and exit status are about the runs that were asked for, finished or not."""
 
 import shutil
 from pathlib import Path
@@ -28,11 +28,11 @@ def data(data_dir) -> str:
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Run a sweep in the folder ``mine``; gives the lines of its summary."""
+    """Run a sweep in the folder ``mine``, and give the lines of its summary."""
 
     def finish(*arguments: str, status: int = 0, **environment: str) -> list[str]:
         command = ["train.py", "-m", *TINY, "hydra.sweep.dir=mine", *arguments]
-        wide = {"COLUMNS": "1000", **environment}  # each run on one line, however long the names of folders are
+        wide = {"COLUMNS": "1000", **environment}  # each run has one line, even if names of folders are long
         printed = Command(*command, folder=tmp_path, environment=wide).end(status)
         assert "Traceback" not in printed and "ConfigStore" not in printed
         assert "Sweep mine" in printed, printed
@@ -79,7 +79,7 @@ def test_runs_that_are_refused_are_not_called_finished(sweep, data, tmp_path):
     assert "0 of 2 runs finished." in summary
     for seed in (0, 1):
         assert "an earlier run is" in said_of(f"seed-{seed}", summary)
-    assert "1 of 1 runs finished." in sweep("seed=0", own)  # of what was asked for
+    assert "1 of 1 runs finished." in sweep("seed=0", own)  # only the run that was asked for counts
     shutil.rmtree(tmp_path / "mine" / "seed-1")
     assert "2 of 2 runs finished." in sweep("seed=0,1", own)
 

@@ -31,8 +31,8 @@ SMALL = [
     "model.num_steps=2",
     "model.num_starts=2",
     "model.m_step.hidden_size=10",
-    "trainer.max_epochs=6",
-    "trainer.limit_train_batches=8",
+    "trainer.max_epochs=4",
+    "trainer.limit_train_batches=20",
     "trainer.limit_val_batches=2",
     "trainer.limit_test_batches=1",
     "trainer.log_every_n_steps=1",
@@ -42,12 +42,12 @@ SMALL = [
 
 
 def log_of(folder: str | Path) -> Path:
-    """What the last process of a run printed."""
+    """Give the file with the output of a run's last process."""
     return Path(f"{folder}.log")
 
 
 def train_in(folder: str, data_dir: str, *overrides: str) -> None:
-    """What train.py does once Hydra has composed."""
+    """Do what train.py does after Hydra has composed the config."""
     import train
     from nem_lightning.runs import command_line
 
@@ -61,7 +61,7 @@ def train_in(folder: str, data_dir: str, *overrides: str) -> None:
     try:
         with RunFolder(folder) as run, command_line.one_line_errors():
             train.train(config, run)
-    except CompactHydraException as error:  # as Hydra does
+    except CompactHydraException as error:  # Hydra ends the program like this, too
         sys.exit(str(error))
 
 
@@ -85,7 +85,7 @@ def small_data(data_dir) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(start, small_data, tmp_path_factory) -> tuple[Path, float]:
-    """The folder of a run, and how many seconds it took."""
+    """The folder of a run that nothing stopped, and the seconds that the run took."""
     folder = tmp_path_factory.mktemp("undisturbed")
     start(target=time.time).join()  # starts the process that others are forked from
     began = time.monotonic()
@@ -103,7 +103,7 @@ def assert_same_end(folder: Path, expected: Path) -> None:
             assert torch.equal(one["state_dict"][key], weight), (name, key)
     one, other = (yaml.safe_load((run / "scores.json").read_text()) for run in (folder, expected))
     assert one.pop("ckpt_path") != other.pop("ckpt_path")
-    assert one.pop("seconds") > 0 and other.pop("seconds") > 0  # by the clock
+    assert one.pop("seconds") > 0 and other.pop("seconds") > 0  # measured by the clock, so they differ
     assert one == other
 
 
@@ -111,7 +111,7 @@ def assert_same_end(folder: Path, expected: Path) -> None:
 def test_runs_stopped_at_random_points_end_as_an_undisturbed_one(
     start, undisturbed, small_data, tmp_path, number, times
 ):
-    """Each stop comes at a point of a process's life; a run is started again until it is finished."""
+    """A process is stopped at a random time after its start; a run is started again until it is finished."""
     expected, seconds = undisturbed
     points = random.Random(int(number))
     stopped = finished = 0
@@ -150,7 +150,7 @@ def stopped_run(start, small_data, tmp_path) -> Path:
 
 
 def train_on_full_disk(folder: str, data_dir: str) -> None:
-    """No file may get larger than 10 kB."""
+    """Train with a limit of 10 kB for each file."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
     train_in(folder, data_dir)
 
@@ -164,13 +164,13 @@ def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(start, stopped_r
     assert "checkpoints/best.ckpt: cannot be written (" in printed
     assert before == {path: path.read_bytes() for path in (stopped_run / "checkpoints").iterdir()}
     assert "cannot be written" in (stopped_run / "error.txt").read_text().splitlines()[-1]
-    start(str(stopped_run), small_data).join()  # there is room again
+    start(str(stopped_run), small_data).join()  # now the disk has room again
     assert_same_end(stopped_run, undisturbed[0])
     assert not (stopped_run / "error.txt").exists()
 
 
 def test_a_best_checkpoint_cut_short_after_training_does_not_stop_the_run_from_finishing(start, small_data, tmp_path):
-    """There is nothing better to come that would take its place."""
+    """No better checkpoint comes later to replace the damaged one."""
     folder = tmp_path / "run"
     start(str(folder), small_data).join()
     (folder / "scores.json").unlink()
@@ -221,7 +221,7 @@ def test_a_finished_run_is_left_as_it_is(start, undisturbed, small_data, tmp_pat
 
 
 def train_on_few(folder: str, data_dir: str) -> None:
-    """Generate no more images than the tests' own set has."""
+    """Train with as few images as the tests' own set has."""
     from nem_lightning.datamodules import shapes
 
     shapes.SPLITS = FEW
@@ -233,14 +233,14 @@ def test_two_runs_generate_the_data_at_once(start, undisturbed, tmp_path):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert len(list((tmp_path / "data").iterdir())) == 1  # nothing half-written beside it
+    assert len(list((tmp_path / "data").iterdir())) == 1  # no half-written file beside the data
     for i in range(2):
         scores = yaml.safe_load((tmp_path / f"run{i}" / "scores.json").read_text())
         assert scores["by_step"] == yaml.safe_load((undisturbed[0] / "scores.json").read_text())["by_step"]
 
 
 def test_a_read_only_data_folder(start, small_data, undisturbed, tmp_path):
-    """Data that is there is used. Data that is not gets one line that names the folder."""
+    """If the data is there, the run uses it. If not, the run ends with one line that names the folder."""
     empty = tmp_path / "data"
     empty.mkdir()
     (tmp_path / "runs").mkdir()
@@ -263,7 +263,7 @@ def test_a_read_only_data_folder(start, small_data, undisturbed, tmp_path):
 
 
 def train_as_ordinary_user(folder: str, data_dir: str) -> None:
-    """Root without its right to write everywhere."""
+    """Train without root's right to write everywhere."""
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # capset(2), version 3: no capability at all
@@ -286,7 +286,7 @@ def test_wandb_that_goes_away_in_the_middle_of_a_run(start, small_data, undistur
     process.join()
     assert process.exitcode == 0
     assert_same_end(tmp_path / "run", undisturbed[0])
-    assert len(list(tmp_path.glob("run/wandb/run-*/run-*.wandb"))) == 1  # what `wandb sync` sends later
+    assert len(list(tmp_path.glob("run/wandb/run-*/run-*.wandb"))) == 1  # `wandb sync` can send this file later
 
 
 def test_a_run_that_goes_on_goes_on_in_wandb(start, small_data, undisturbed, tmp_path):

@@ -31,10 +31,10 @@ def test_a_run_goes_on_from_the_checkpoint_of_the_most_steps(tmp_path):
     first = save(tmp_path / "other" / "last.ckpt", 10)
     assert folder.newest_checkpoint(first) == tmp_path / "other" / "last.ckpt"
     own = tmp_path / "run" / "checkpoints"
-    save(own / "best.ckpt", 5)  # taken along; no step was trained yet
+    save(own / "best.ckpt", 5)  # copied from the other run; this run has not trained a step yet
     assert folder.newest_checkpoint(first) == tmp_path / "other" / "last.ckpt"
     save(own / "best.ckpt", 10)
-    save(own / "last.ckpt", 5)  # killed before it was saved anew
+    save(own / "last.ckpt", 5)  # the run was killed before it saved this file again
     assert folder.newest_checkpoint(first) == own / "best.ckpt"
     assert (own / "last.ckpt").read_bytes() == (own / "best.ckpt").read_bytes()
     save(own / "interrupted.ckpt", 12)
@@ -76,7 +76,7 @@ def test_the_same_run_goes_on_in_its_folder_and_another_is_refused(tmp_path):
 
 @pytest.fixture
 def in_sweep_of(monkeypatch):
-    """Make this process one that started a sweep."""
+    """Make this process look like one that started a sweep."""
 
     def start(folder: Path, sweeper: str = "basic") -> None:
         hydra = {"mode": RunMode.MULTIRUN, "sweep": {"dir": str(folder)}}
@@ -104,7 +104,7 @@ def test_a_killed_job_gives_a_result_while_a_sweep_runs_and_no_longer(
     assert Job.results is original
     with pytest.raises(UncompletedJobError):
         job.results()
-    with sweeps.keep_going_without_killed_jobs():  # ends as it should, if none is killed
+    with sweeps.keep_going_without_killed_jobs():  # no error if no job is killed
         pass
 
 
@@ -116,7 +116,7 @@ def test_the_summary_of_a_sweep_is_about_the_runs_that_were_asked_for(in_sweep_o
     asked = ["failed", "untested", "well", "running", "damaged", "killed", "never"]
     (outcomes / sweeps.ASKED).write_text(json.dumps(asked))
     (outcomes / "failed").write_text("add trusted=[package]")
-    (outcomes / ".well.partial").write_text("")  # killed while it wrote
+    (outcomes / ".well.partial").write_text("")  # the job was killed while it wrote
     for name in ("untested", "well", "damaged"):
         (outcomes / name).write_text(sweeps.FINISHED)
     (tmp_path / "untested").mkdir()  # trainer.limit_test_batches=0
@@ -141,7 +141,7 @@ def test_the_summary_of_a_sweep_is_about_the_runs_that_were_asked_for(in_sweep_o
     assert "of_another_sweep" not in printed and "the disk is full" in printed and "is damaged" in printed
     assert any(line.split() == ["running", "running"] for line in lines)
     assert any(line.startswith("never") and line.endswith("did not end, or was not begun") for line in lines)
-    assert not outcomes.parent.exists()  # nothing is left of it
+    assert not outcomes.parent.exists()  # the notes about the sweep are gone
     sweeps.print_sweep_summary()  # nothing was started
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     sweeps.print_sweep_summary()  # not a sweep

@@ -14,7 +14,7 @@ awkward = st.text(st.sampled_from("a/ ='\"[]{}(),$!\\~:#*;&|<>?%`"), min_size=1)
 
 
 def pasted(hint: str) -> tuple[str, object]:
-    """What Hydra makes of what a shell makes of it."""
+    """Give the key and the value that Hydra reads after a shell has read the hint."""
     (word,) = shlex.split(hint)
     (parsed,) = OverridesParser.create().parse_overrides([word])
     return parsed.get_key_element(), parsed.value()

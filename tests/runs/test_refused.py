@@ -1,4 +1,4 @@
-"""What Lightning, W&B and Hydra refuse is said in one line before the folder is taken; paths as people have them."""
+"""If Lightning, W&B or Hydra refuses a setting, one line says so before the folder is taken. Also: unusual paths."""
 
 import json
 import os
@@ -49,10 +49,10 @@ def data(data_dir) -> str:
 
 @pytest.fixture
 def train(tmp_path, data):
-    """Run train.py on little data; gives what it printed, which holds no traceback."""
+    """Run train.py on little data, and give its output, which must not hold a traceback."""
 
     def finish(*arguments: str, status: int = 0, **environment: str) -> str:
-        flags = [argument for argument in arguments if argument == "-m"]  # Hydra reads them before or after all others
+        flags = [argument for argument in arguments if argument == "-m"]  # Hydra reads flags before or after settings
         settings = [argument for argument in arguments if argument != "-m"]
         own = [] if "NEM_DATA_DIR" in environment else [f"paths.data_dir={data}"]
         command = ["train.py", *flags, *TINY, *own, *settings]
@@ -73,10 +73,10 @@ def test_a_setting_that_is_refused_takes_no_folder(data, tmp_path, setting):
 
 
 def test_the_corrected_command_takes_the_folder(train, data, tmp_path):
-    (tmp_path / "here").mkdir()  # as Hydra does
+    (tmp_path / "here").mkdir()  # Hydra makes the folder, too
     for setting in ("trainer.max_epochs=abc", "trainer.accelerator=gpu", "+trainer.precison=16"):
         refusal("train", *TINY, f"paths.data_dir={data}", setting, folder=tmp_path)
-    assert "max_epochs=abc" not in (tmp_path / "here" / "error.txt").read_text()  # of the last command
+    assert "max_epochs=abc" not in (tmp_path / "here" / "error.txt").read_text()  # the file is about the last command
     train("trainer.max_epochs=3", "hydra.run.dir=here")
     assert not (tmp_path / "here" / "error.txt").exists()
     last = "ckpt_path=here/checkpoints/last.ckpt"

@@ -108,7 +108,7 @@ def test_a_killed_run_ends_no_sweep(start, tmp_path):
     printed = process.end(1)
     assert "was killed" in printed and "1 of 2 runs finished." in printed and "Traceback" not in printed
     assert [run.name for run in runs_of(tmp_path / SWEEP) if (run / "scores.json").exists()] == ["seed-1"]
-    assert (tmp_path / SWEEP / "seed-1" / "gpus").read_text() == "5"  # as where the sweep was started
+    assert (tmp_path / SWEEP / "seed-1" / "gpus").read_text() == "5"  # the value in the process that started the sweep
 
 
 def test_devices_must_be_a_number_in_a_sweep_of_jobs(start, tmp_path):
@@ -117,10 +117,10 @@ def test_devices_must_be_a_number_in_a_sweep_of_jobs(start, tmp_path):
 
 
 def test_a_job_that_is_requeued_and_killed_ends_as_if_it_had_not_been(slurm, start, tmp_path):
-    """Preempted (scontrol requeue), told of its time limit (SIGUSR2), killed and submitted again."""
+    """The job is preempted (scontrol requeue), told of its time limit (SIGUSR2), killed, and submitted again."""
     settings = [*SMALL, "trainer.max_epochs=16", "trainer.limit_train_batches=5", "seed=0"]
     settings.append("callbacks.log_groupings.num_images=1")
-    settings.append("callbacks.early_stopping.patience=1000")  # so that it is still training when it is stopped
+    settings.append("callbacks.early_stopping.patience=1000")  # so that the run is still training when it is stopped
     scontrol = Scontrol({**os.environ, **slurm})
     run = tmp_path / SWEEP / "seed-0"
     start({}, *settings).end()
@@ -162,7 +162,7 @@ def test_a_job_that_is_requeued_and_killed_ends_as_if_it_had_not_been(slurm, sta
     ids = {path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")}
     assert len(ids) == 1 and len(list(run.glob("wandb/offline-run-*"))) == 4  # four processes, one W&B run
     firsts = [int(read_csv(run / "csv" / f"version_{i}")[0]["step"]) for i in range(4)]
-    assert firsts[0] == 0 and all(firsts[i] > firsts[i - 1] for i in (1, 2, 3))  # each went on
+    assert firsts[0] == 0 and all(firsts[i] > firsts[i - 1] for i in (1, 2, 3))  # each went on from the one before
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
@@ -178,7 +178,7 @@ def environ(process: Path) -> str:
 
 
 def epochs_when_past(run: Path, epochs: int) -> int:
-    """Wait until so many epochs are trained; how many are."""
+    """Wait until the run is past this number of epochs, and give the number that it has reached."""
     deadline = time.monotonic() + 120
     while True:
         with contextlib.suppress(FileNotFoundError):
@@ -191,7 +191,7 @@ def epochs_when_past(run: Path, epochs: int) -> int:
 
 
 class Scontrol:
-    """SLURM's jobs, looked at and changed."""
+    """Reads and changes SLURM's jobs."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
@@ -214,7 +214,7 @@ class Scontrol:
             time.sleep(0.1)
 
     def start_now(self, job: str) -> None:
-        """SLURM waits two minutes before it starts a requeued job again, so that it hears of the end of the first."""
+        """Start a requeued job. SLURM itself would wait two minutes, to hear of the end of the job's first process."""
         self.wait_until(job, "PENDING")
         time.sleep(2)
         deadline = time.monotonic() + 60

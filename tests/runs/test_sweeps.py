@@ -24,7 +24,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def sweep(folder, data_dir):
-    """Run a sweep in ``folder``; gives what it printed. It must end with the exit status ``status``."""
+    """Run a sweep in ``folder``, and give its output. Its exit status must be ``status``."""
 
     def finish(*arguments: str, status: int = 0) -> str:
         own = {"NEM_DATA_DIR": str(data_dir)}
@@ -39,7 +39,7 @@ def sweep(folder, data_dir):
     ("overrides", "not_swept", "name"),
     [
         (["model.num_steps=5", "seed=3"], [], "num_steps-5_seed-3"),
-        (["seed=3", "model.num_steps=5"], ["seed"], "num_steps-5_seed-3"),  # whatever the order; seeds may come later
+        (["seed=3", "model.num_steps=5"], ["seed"], "num_steps-5_seed-3"),  # in any order; seeds may be added later
         (["model=nem", "seed=3"], ["model"], "seed-3"),
         (["model.a.size=1", "data.size=2"], [], "data.size-2_model.a.size-1_seed-3"),
         (["+model.new=x"], [], "new-x_seed-3"),

@@ -1,4 +1,4 @@
-"""Against scikit-learn, image by image."""
+"""Compares the scores with scikit-learn's, image by image."""
 
 import functools
 
@@ -23,11 +23,11 @@ from nem_lightning.scores.mutual_information import AdjustedMutualInformation, a
 from nem_lightning.scores.rand_index import AdjustedRandIndex, adjusted_rand_index
 
 EMPTY = pytest.mark.filterwarnings("ignore:The ``compute`` method")
-"""Scores of no image are asked for."""
+"""For tests that ask for scores without any image."""
 
 
 def expected(labels: torch.Tensor, groups: torch.Tensor, score) -> np.ndarray:
-    """scikit-learn's score of each image on its scored pixels; NaN where there are none."""
+    """Give scikit-learn's score of each image on its scored pixels; NaN if the image has none."""
     pairs = ((one[of > 0], of[of > 0]) for one, of in zip(labels.flatten(1), groups.flatten(1), strict=True))
     return np.array([score(of.numpy(), one.numpy()) if len(of) else np.nan for one, of in pairs])
 
@@ -200,7 +200,7 @@ def test_the_reconstruction_error_is_a_mean_over_images_pixels_and_channels():
     for part in (slice(0, 4), slice(4, 5)):
         score.update(target[part], found[part])
     assert score.compute() == pytest.approx(expected.mean().item())
-    score.update(target, None)  # a model without means
+    score.update(target, None)  # from a model without means
     assert score.compute().isnan() and score.by_image(target, None).isnan().all()
 
 
@@ -214,7 +214,7 @@ def test_a_mean_weighs_its_values_and_keeps_nan():
 
 
 class ShareOfFirst(Score):
-    """As a user's own: how much of the image the first component takes."""
+    """A score like one that a user may write: the share of the image that the first component takes."""
 
     heading = Heading("first", ".1%")
 
@@ -234,7 +234,7 @@ class ShareOfFirst(Score):
 
 
 def updated(scores: dict[str, Score], *parts: slice):
-    """A set of scores, with a few images in it; its model, and the images with their groups and grouping."""
+    """Give a set of scores that has seen a few images, the model, the images, their groups and their grouping."""
     torch.manual_seed(0)
     model, image, groups = tiny_model(), torch.rand(6, 1, 6, 5).round(), torch.randint(-1, 3, (6, 6, 5))
     groups[0], groups[5] = 0, -1
@@ -276,7 +276,7 @@ def test_what_scores_of_one_class_count_is_counted_once(monkeypatch):
 
 
 def test_two_scores_of_a_users_own_class_are_not_mixed():
-    """They may differ in what they count."""
+    """The two may count different things."""
 
     class ShareOf(ShareOfFirst):
         def __init__(self, component: int) -> None:

@@ -1,4 +1,4 @@
-"""What is asked of a module beside the two commands: predictions, data without groups, tensors of another kind."""
+"""Other uses of a module than the two commands: predictions, data without groups, tensors of another kind."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from nem_lightning.models.grouping import Grouping
 
 
 class WithoutGroups(TinyImages):
-    """Batches of frames alone, of one type."""
+    """Gives batches of frames of the type ``kind``, without groups."""
 
     kind = torch.float32
 

@@ -73,7 +73,7 @@ def test_a_run_that_goes_on_elsewhere_takes_the_best_checkpoint_along(tmp_path):
     best = saver_of(first).best_model_score
     assert best is not None
     second = trainer("second", 4)
-    worse = tiny_module(lr=100.0)  # its fourth epoch spoils the weights
+    worse = tiny_module(lr=100.0)  # the high learning rate spoils the weights in the fourth epoch
     last = tmp_path / "first" / "last.ckpt"
     second.fit(worse, TinyImages(), ckpt_path=last, weights_only=True)
     saver = saver_of(second)
@@ -94,7 +94,7 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_own_settings(tmp_path):
 
 
 def test_it_is_noticed_before_a_checkpoint_even_when_read_rarely(tmp_path, monkeypatch):
-    """As on a GPU: not at every step, but before validation."""
+    """The loss is read as on a GPU: before validation, not at every step."""
     monkeypatch.setattr(StopOnNonFiniteLoss, "on_train_batch_end", _note_only(StopOnNonFiniteLoss))
     checkpoint = ModelCheckpoint(tmp_path, filename="best", save_last=True)
     trainer = tiny_trainer(tmp_path, max_epochs=5, callbacks=[PoisonAt(6), StopOnNonFiniteLoss(), checkpoint])
@@ -115,7 +115,7 @@ def _note_only(callback):
 
 
 class InterruptAt(pl.Callback):
-    """Ctrl-C at a hook of the callbacks, at a step."""
+    """Interrupts a run like Ctrl-C, at a step and at a hook of the callbacks."""
 
     def __init__(self, hook: str, step: int) -> None:
         def interrupt(trainer, *arguments):
@@ -125,7 +125,7 @@ class InterruptAt(pl.Callback):
         setattr(self, hook, interrupt)
 
 
-@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # of the validation that is left out
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # the interrupted validation is left out
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
@@ -159,13 +159,13 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_it_had_not_been(tmp_path, hook
         interrupted = trainer(tmp_path / "run", InterruptAt(hook, step), CheckpointOnInterrupt(str(path)))
         interrupted.fit(tiny_module(), TinyImages())
     assert torch.load(path, weights_only=True)["global_step"] == step
-    torch.manual_seed(123)  # whatever else happened in the process that goes on
+    torch.manual_seed(123)  # the process that goes on may have any random state
     on_load = CheckpointOnInterrupt(str(path))
     trainer(tmp_path / "run", on_load).fit(resumed, TinyImages(), ckpt_path=path, weights_only=True)
     for name, weight in undisturbed.model.named_parameters():
         assert torch.equal(weight, resumed.model.get_parameter(name)), name
     expected = scores["undisturbed"]
-    if scores["run"].keys() != expected.keys():  # interrupted around a validation, it goes on after it
+    if scores["run"].keys() != expected.keys():  # a run interrupted around a validation goes on after it
         assert step == 10
         expected.pop(1)
     assert scores["run"] == expected
@@ -188,7 +188,7 @@ def test_groupings_of_the_same_images_go_to_the_logger(tmp_path, monkeypatch):
 
 
 class KillIn(pl.Callback):
-    """SIGTERM, or another signal, in a batch, counted from the start."""
+    """Sends SIGTERM, or another signal, in a batch. Batches are counted from the start of training."""
 
     def __init__(self, batch: int, number: int = signal.SIGTERM) -> None:
         self.batch, self.number = batch, number
@@ -231,7 +231,7 @@ def test_a_signal_waits_for_a_validation_that_is_counted_over_epochs(tmp_path, b
 
 
 class Rows(Logger):
-    """Keeps what is logged: (step, its numbers)."""
+    """Keeps what is logged, as (step, numbers)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,13 +275,13 @@ def test_a_stopped_run_logs_the_rows_of_an_undisturbed_one(tmp_path, stop, every
     goes_on = trainer(stopped)
     goes_on.fit(last, TinyImages(), ckpt_path=path, weights_only=True)
     goes_on.test(last, TinyImages(), verbose=False)
-    assert stopped.rows.pop()[0] == 15  # the test's
+    assert stopped.rows.pop()[0] == 15  # the row of the test
     assert stopped.rows == undisturbed.rows and len(stopped.rows) >= 9
 
 
 @pytest.mark.parametrize(("accumulate", "looked_at"), [(1, [0, 4, 8]), (2, [1, 9]), (3, [2]), (4, [3])])
 def test_several_processes_look_for_a_signal_now_and_then(monkeypatch, accumulate, looked_at):
-    """After every fourth step, never while gradients accumulate, nor before the validation after batch 11."""
+    """They look after every fourth step, not while gradients accumulate, not before the validation after batch 11."""
     seen, stop, module = [], StopOnSignal(), tiny_module()
     monkeypatch.setattr(stop, "_stop_together", lambda trainer: seen.append(batch))
     for batch in range(12):

@@ -48,7 +48,7 @@ def trained(tmp_path_factory) -> tuple[GroupingModule, Path]:
 
 @pytest.fixture
 def saved(trained, tmp_path):
-    """Write the checkpoint with changes; gives its path."""
+    """Write the checkpoint with changes, and give its path."""
 
     def write(**changes) -> Path:
         path = tmp_path / "changed.ckpt"
@@ -80,7 +80,7 @@ def test_a_module_for_scoring_takes_its_seed_and_scores(trained):
 
 
 def test_another_k_and_t(trained):
-    """A list of step weights no longer fits then, and the last step is scored."""
+    """A list of step weights does not fit another T, so the last step is scored."""
     _, path = trained
     loaded, as_saved = checkpoints.load(path, num_components=4, num_steps=5, num_starts=2), checkpoints.load(path)
     assert isinstance(loaded, NeuralEM) and isinstance(as_saved, NeuralEM)
@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_built_gets_one_line(saved, change, reason):
 
 
 def test_lightning_reads_no_damaged_checkpoint(saved, tmp_path):
-    """What trainer.test and fit read a checkpoint by."""
+    """``Trainer.test`` and ``Trainer.fit`` read checkpoints by ``WholeFiles``."""
     path = saved()
     content = bytearray(path.read_bytes())
     start = content.index(b"/data/0") + 200
@@ -209,7 +209,7 @@ def test_a_byte_flipped_anywhere_in_what_is_stored_is_refused(trained, tmp_path)
     positions = []
     for part in parts:
         start = part.header_offset + 30 + sum(_short(whole, part.header_offset + at) for at in (26, 28))
-        assert part.compress_size == part.file_size  # stored as it is
+        assert part.compress_size == part.file_size  # stored without compression
         positions += {start, start + part.file_size // 2, start + part.file_size - 1} if part.file_size else set()
     assert len(positions) > 24
     for position in positions:
@@ -227,7 +227,7 @@ def _short(data: bytes, at: int) -> int:
 
 
 def test_a_module_with_a_weight_of_its_own_is_restored_whole(tmp_path):
-    """Though the weight lies beside the model."""
+    """The weight is in the module, but not in its model."""
     module = tiny_module(kind=ModuleOfMyOwn)
     assert isinstance(module, ModuleOfMyOwn)
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_a_module_with_a_weight_of_its_own_is_restored_whole(tmp_path):
 
 
 def test_a_bad_setting_of_the_module_has_its_full_name():
-    """As ``train.py`` prints it."""
+    """The name is the one that ``train.py`` prints."""
     with pytest.raises(InputError, match=r"^module\.decay=no: must be true or false"):
         checkpoints.build(CONFIG["model"], {**CONFIG["module"], "decay": "no"})
 

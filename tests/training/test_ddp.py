@@ -27,7 +27,7 @@ NUM_UNSCORED = 3
 
 
 class AlikeStarts(NeuralEM):
-    """Starts each image with the same responsibilities, in whatever batch and process it is."""
+    """Starts each image with the same responsibilities, in any batch and any process."""
 
     def start(self, image, num_components, generator=None):
         alike = super().start(image[:1], num_components, torch.Generator().manual_seed(0))
@@ -48,7 +48,7 @@ class OddImages(TinyImages):
 
 
 def fit(rank: int, world: int, port: int, folder: str) -> None:
-    """Train and test as one of ``world`` processes; the first writes what it has seen."""
+    """Train and test as one of ``world`` processes, and write what the process saw."""
     torch.set_num_threads(1)
     if world > 1:
         os.environ.update(
@@ -88,7 +88,7 @@ def fit(rank: int, world: int, port: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, dict]:
-    """What each process saw: "alone", and "first" and "second" of two."""
+    """What each process saw: "alone" is a single process; "first" and "second" ran together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

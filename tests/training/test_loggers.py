@@ -40,7 +40,7 @@ def test_offline_where_wandb_cannot_be_reached(tmp_path, monkeypatch, caplog):
 
 def test_the_variable_is_followed(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(wandb, "login", None)  # not asked
+    monkeypatch.setattr(wandb, "login", None)  # must not be called
     logger = WandbLogger(project="test", save_dir=str(tmp_path))
     assert logger.where() == "disabled"
     logger.finish()
@@ -101,7 +101,7 @@ print("saved")
 
 
 def test_a_run_outlives_wandb(tmp_path):
-    """As where SLURM tells all processes of a job to stop, W&B's too."""
+    """SLURM stops all processes of a job, W&B's service included."""
     command = [sys.executable, "-c", RUN_WITHOUT_WANDB, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
     assert done.returncode == 0 and "saved" in done.stdout, done.stderr

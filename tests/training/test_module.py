@@ -63,7 +63,7 @@ def test_no_gradients_flow_through_responsibilities_in_the_first_epochs(tmp_path
         module = tiny_module(num_steps=1, **of_model)
         em = em_of(module)
         em.__class__ = Watched
-        em.differentiate_responsibilities = differentiate  # once it is built, too
+        em.differentiate_responsibilities = differentiate  # may also be set after the model is built
         tiny_trainer(tmp_path, max_epochs=epochs, limit_train_batches=2).fit(module, TinyImages())
         return em
 
@@ -78,7 +78,7 @@ def test_no_gradients_flow_through_responsibilities_in_the_first_epochs(tmp_path
 
 
 def test_groups_of_parameters_keep_their_learning_rates(tmp_path):
-    """Also in a run that goes on, by its own settings."""
+    """Also in a resumed run, which uses its own settings."""
 
     def module(*rates: float, decay: bool) -> GroupingModule:
         def optimizer(parameters) -> torch.optim.Optimizer:
@@ -120,7 +120,7 @@ def test_a_subclass_may_have_a_schedule_of_its_own(tmp_path):
 
 
 def test_a_subclass_of_the_model_may_have_a_loop_of_its_own(tmp_path):
-    """What it gives is what is trained, validated and tested, also where there are quicker ways."""
+    """Training, validation and test use this loop, even if there are quicker ways."""
 
     class Mirrored(NeuralEM):
         def steps(self, iterate, corrupted, frames, num_steps, *, detach=None):
@@ -164,7 +164,7 @@ class LearningRates(pl.Callback):
 
 
 def test_the_learning_rate_falls_to_nothing_over_the_run_by_its_own_settings(tmp_path):
-    """Resumed with another learning rate and length, too."""
+    """Also in a run that is resumed with another learning rate and length."""
     rates, more = LearningRates(), LearningRates()
     trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[rates])
     trainer.fit(tiny_module(lr=1.0, decay=True), TinyImages())  # 5 batches an epoch
@@ -314,7 +314,7 @@ def test_everything_that_is_logged_is_announced(tmp_path):
 
 @pytest.mark.parametrize("data", [TinyImages, TinySequences])
 def test_validation_scores_the_last_step(tmp_path, data):
-    """Once started, however many starts a test has. Of a sequence, against the last frame and its groups."""
+    """Validation has one start, even if a test has more. A sequence is scored on its last frame and its groups."""
     module, data = tiny_module(num_starts=3), data(batch_size=30)
     found = tiny_trainer(tmp_path).validate(module, data, verbose=False)[0]
     batch = next(iter(data.val_dataloader()))
@@ -344,7 +344,7 @@ def test_a_training_step_reads_nothing_back_from_its_device(init):
 
 
 def test_each_generator_is_a_new_one():
-    """Two that are drawn from in turns do not disturb each other."""
+    """Two generators that are used in turns do not disturb each other."""
     module = tiny_module()
     one, same = module.generator("val", 0), module.generator("val", 0)
     assert one is not same
@@ -361,7 +361,7 @@ def test_there_are_no_scores_before_a_test(tmp_path):
 
 
 class Halves(GroupingModel):
-    """Left and right, without weights and without means."""
+    """Groups pixels into left and right, without weights and without means."""
 
     def unroll(self, frames, num_components, num_steps, num_starts, generator):
         batch, _, _, height, width = frames.shape

@@ -1,4 +1,4 @@
-"""What W&B's own file of an offline run says of its charts."""
+"""The settings of charts in the file that W&B writes for an offline run."""
 
 import struct
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ def records(tmp_path_factory, data_dir) -> list[Record]:
 
 
 def pieces(log: bytes, block: int = 32_768, header: int = 7) -> Iterator[bytes]:
-    """What W&B wrote to a file, a piece each: LevelDB's format of logs, after seven bytes of W&B's own."""
+    """Give the pieces that W&B wrote to a file: LevelDB's format of logs, after seven bytes of W&B's own."""
     at, piece = header, b""
     while at + header <= len(log):
-        if block - at % block < header:  # too little is left of a block
+        if block - at % block < header:  # the rest of the block is too short for a header
             at += block - at % block
             continue
         _, length, kind = struct.unpack("<IHB", log[at : at + header])
@@ -49,7 +49,7 @@ def test_each_score_by_step_has_the_step_as_its_axis(records):
     axes = {metric.name: metric.step_metric for metric in defined if metric.name}
     for name in logged - {"by_step/step"}:
         assert axes[name] == "by_step/step", name
-    assert [metric.glob_name for metric in defined if metric.glob_name] in ([], ["*"])  # no second one that matches
+    assert [metric.glob_name for metric in defined if metric.glob_name] in ([], ["*"])  # no second matching definition
     steps = [row["by_step/step"] for row in rows_of(records) if "by_step/step" in row]
     assert steps == ["1", "2", "3"]
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def forking() -> ForkServerContext:
     """Give a context that forks processes from one process that has imported what a run needs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:  # Python 3.11 does not give sys.path to the server
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, ROOT / "tests"])))
+        forkserver.ensure_running()
     return context
 
 

@@ -11,6 +11,7 @@ from reproduce import __main__, rows, sequences
 from reproduce.evaluation import Run
 
 SMALL = ("model.m_step.hidden_size=8", "model.num_starts=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+SMALL += ("trainer.limit_val_batches=1", "trainer.limit_test_batches=1")
 
 
 def test_tests_have_other_k_other_counts_and_more_frames(tmp_path):

@@ -10,8 +10,8 @@ from nem_lightning.errors import InputError
 from reproduce import __main__, rows, sequences
 from reproduce.evaluation import Run
 
-SMALL = ("model.m_step.hidden_size=8", "model.num_starts=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
-SMALL += ("trainer.limit_val_batches=1", "trainer.limit_test_batches=1")
+SMALL = ("model.m_step.hidden_size=8", "model.num_starts=1", "trainer.max_epochs=1")
+SMALL += tuple(f"trainer.limit_{name}_batches={count}" for name, count in (("val", 1), ("test", 1), ("train", 2)))
 
 
 def test_tests_have_other_k_other_counts_and_more_frames(tmp_path):

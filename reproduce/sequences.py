@@ -109,8 +109,8 @@ def write(results: Path) -> Path | None:
     how = [["trained on", "network", "seed", "command", "epochs", "stopped by", "hours", "machine"]]
     for run in runs:
         name, objects, components = _trained(Run(ROWS[run["row"]], run["seed"], Path()))
-        hours, threads = run["seconds"] / 3600, f"{run['machine']['device']}, {run['machine']['threads']} threads"
-        facts = [f"`{run['command']}`", str(run["epochs"]), run["stop"], f"{hours:.2f}", threads]
+        facts = [f"`{run['command']}`", str(run["epochs"]), run["stop"], f"{run['seconds'] / 3600:.2f}"]
+        facts.append(tables.machine_of(run["machine"]))
         how.append([f"{name} ({objects}, {components})", run["title"], str(run["seed"]), *facts])
     path = results / "sequences.md"
     with atomic_file(path) as file:

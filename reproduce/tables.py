@@ -206,7 +206,7 @@ def markdown(rows: Rows, table: Sequence[Line]) -> str:
                 everything.append([title, split, said, *(cell(row, name, split, subset) for name in scores)])
         if "command" in found[0]:
             hours = {f"seconds_{part}": line[f"seconds_{part}"] / 3600 for part in ("mean", "std")}
-            how = [", ".join(sorted({_machine(row["machine"]) for row in found}))]
+            how = [", ".join(sorted({machine_of(row["machine"]) for row in found}))]
             how += [", ".join(sorted({row["weights"] for row in found}))]
             training.append([title, f"`{line['command']}`", text(hours, "seconds", ".2f"), *how])
     sections = {
@@ -233,7 +233,8 @@ def as_markdown(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
+def machine_of(machine: Mapping[str, Any]) -> str:
+    """Name a machine: device, threads, version of PyTorch."""
     return f"{machine['device']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}"
 
 

@@ -4,12 +4,13 @@ python -m reproduce all                                         # everything; da
 python -m reproduce train --rows rnn_em --seeds 0,1             # prints and runs a sweep of train.py for each row
 python -m reproduce train --rows nem trainer.max_epochs=30      # cut short; the table says so
 python -m reproduce score --rows nem trainer.max_epochs=30      # with the same settings: best checkpoints, baselines
-python -m reproduce tables                                      # tables and figures, from results/rows/ alone
+python -m reproduce tables                                      # tables and figures, from the scores in results/ alone
 python -m reproduce ship --rows rnn_em                          # puts the scored weights into results/checkpoints/
 python -m reproduce evaluate                                    # score the shipped checkpoints again
 """
 
 import argparse
+import functools
 import logging
 import os
 import shlex
@@ -129,18 +130,21 @@ def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, cons
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
-    evaluator = Evaluator(shapes(), arguments.results, arguments.images, say)
+    @functools.cache
+    def evaluator() -> Evaluator:  # the rows of sequences do not need Shapes
+        return Evaluator(shapes(), arguments.results, arguments.images, say)
+
     problems = 0
     for row in rows:
         if not row.overrides:
-            evaluator.baseline(row)
+            evaluator().baseline(row)
         for seed in seeds if row.overrides else ():
             run = Run(row, seed, arguments.runs, tuple(arguments.overrides))
             try:
                 if row in GROUPS["sequences"]:
                     sequences.score(run, arguments.results, say)
                 else:
-                    evaluator.run(run)
+                    evaluator().run(run)
             except InputError as error:
                 say(f"{row.name}, seed {seed}: {error}")
                 problems += 1

@@ -12,10 +12,11 @@ from nem_lightning.errors import InputError
 from nem_lightning.files import atomic_file
 from reproduce import tables
 from reproduce.evaluation import Run, machine
-from reproduce.rows import ROOT, ROWS
+from reproduce.rows import ROOT, ROWS, Row, settings
+from reproduce.scoring import BATCH
 
 BATCHES = 16
-"""Test batches, of 64 sequences each."""
+"""Test batches."""
 PUBLISHED = {
     ("flying_shapes", 3, 3, 3): "0.970",
     ("flying_shapes", 3, 3, 5): "0.972",
@@ -29,15 +30,15 @@ Keys: data set, objects in training, objects in the test, K in the test.
 """
 INTRO = f"""# Sequences
 
-Written by `python -m reproduce tables` from `sequences/`. Next-frame prediction; the first {64 * BATCHES:,} test \
+Written by `python -m reproduce tables` from `sequences/`. Next-frame prediction; the first {BATCH * BATCHES:,} test \
 sequences of each set; the best of 16 starts; AMI normalised by the larger entropy. *Mean*: over the steps. *Loss* and \
 *upper bound*: of the next frame after the last step, nats a frame. The published figures are on another motion.
 """
 
 
-def tests(run: Run) -> list[tuple[str, ...]]:
-    """Give the overrides of ``evaluate.py`` for each test of a run: as trained, and with other numbers."""
-    name, objects, components = _trained(run)
+def tests(row: Row) -> list[tuple[str, ...]]:
+    """Give the overrides of ``evaluate.py`` for each test of a row: as trained, and with other numbers."""
+    name, objects, components = _trained(row)
     cases = [(objects, components, 20)]
     if name == "flying_shapes" and components > 1:
         cases += [(objects, components, 40), (objects, 8 - components, 20), (8 - objects, 8 - components, 20)]
@@ -54,12 +55,11 @@ def tests(run: Run) -> list[tuple[str, ...]]:
     ]
 
 
-def _trained(run: Run) -> tuple[str, int, int]:
-    """Give the data set, the number of objects and K of a run's training."""
-    given = dict(each.split("=", 1) for each in run.row.overrides)
-    name = given["data"]
-    objects = int(given.get("data.num_objects", 2 if name == "flying_mnist" else 3))
-    return name, objects, int(given.get("model.num_components", 3))
+def _trained(row: Row) -> tuple[str, int, int]:
+    """Give the data set, the number of objects and K of a row's training."""
+    (name,) = [each.removeprefix("data=") for each in row.overrides if each.startswith("data=")]
+    config = settings(row)
+    return name, config["data"]["num_objects"], config["model"]["num_components"]
 
 
 def score(run: Run, results: Path, say: Callable[[str], None]) -> None:
@@ -70,7 +70,7 @@ def score(run: Run, results: Path, say: Callable[[str], None]) -> None:
     """
     facts = run.facts()
     found = []
-    for overrides in tests(run):
+    for overrides in tests(run.row):
         folder = run.folder / "tests" / "_".join(each.rpartition("=")[2] for each in overrides)
         if folder.exists() and folder.stat().st_mtime < run.best_checkpoint.stat().st_mtime:
             shutil.rmtree(folder)  # of an earlier training
@@ -108,7 +108,7 @@ def write(results: Path) -> Path | None:
     cells = [head, *(line for run in runs for line in _lines(run))]
     how = [["trained on", "network", "seed", "command", "epochs", "stopped by", "hours", "machine"]]
     for run in runs:
-        name, objects, components = _trained(Run(ROWS[run["row"]], run["seed"], Path()))
+        name, objects, components = _trained(ROWS[run["row"]])
         facts = [f"`{run['command']}`", str(run["epochs"]), run["stop"], f"{run['seconds'] / 3600:.2f}"]
         facts.append(tables.machine_of(run["machine"]))
         how.append([f"{name} ({objects}, {components})", run["title"], str(run["seed"]), *facts])
@@ -120,7 +120,7 @@ def write(results: Path) -> Path | None:
 
 
 def _lines(run: dict[str, Any]) -> list[Sequence[str]]:
-    name, objects, components = _trained(Run(ROWS[run["row"]], run["seed"], Path()))
+    name, objects, components = _trained(ROWS[run["row"]])
     lines = []
     for test in run["tests"]:
         given = dict(each.split("=", 1) for each in test["overrides"])

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,9 +59,9 @@ class Command:
         numbers = (int(path.suffix[1:]) for path in folder.glob(".printed.*"))
         self._printed = folder / f".printed.{max(numbers, default=0) + 1}"
         own = {"WANDB_MODE": "offline", "COLUMNS": "120", "PYTHONWARNINGS": "", **(environment or {})}
-        python = sys.executable if new_python else str(python_server.QUICK_PYTHON)
+        python = python_server.NEW_PYTHON if new_python else str(python_server.QUICK_PYTHON)
         if not new_python:
-            own |= {"QUICK_PYTHON": python_server.address(), "NEW_PYTHON": sys.executable}
+            own |= python_server.variables()
         inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # from other tests
         command = [python, script if script == "-m" else str(ROOT / script), *arguments]
         with open(self._printed, "w") as printed:

@@ -27,6 +27,7 @@ from conftest import ROOT
 from lightning_fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
 QUICK_PYTHON = ROOT / "tests" / "quick_python"
+NEW_PYTHON = sys.executable  # tests may change sys.executable
 PRELOADED = [
     "train",
     "nem_lightning.training.module",
@@ -66,10 +67,15 @@ def address() -> str:
     return path
 
 
+def variables() -> dict[str, str]:
+    """Give the environment variables that ``quick_python`` needs."""
+    return {"QUICK_PYTHON": address(), "NEW_PYTHON": NEW_PYTHON}
+
+
 def use(patch: pytest.MonkeyPatch) -> None:
     """Make ``sys.executable`` start forked processes."""
-    patch.setenv("QUICK_PYTHON", address())
-    patch.setenv("NEW_PYTHON", sys.executable)
+    for name, value in variables().items():
+        patch.setenv(name, value)
     patch.setattr(sys, "executable", str(QUICK_PYTHON))
 
 

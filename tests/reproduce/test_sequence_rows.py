@@ -14,8 +14,8 @@ SMALL = ("model.m_step.hidden_size=8", "model.num_starts=1", "trainer.max_epochs
 SMALL += tuple(f"trainer.limit_{name}_batches={count}" for name, count in (("val", 1), ("test", 1), ("train", 2)))
 
 
-def test_tests_have_other_k_other_counts_and_more_frames(tmp_path):
-    by_row = {row.name: sequences.tests(Run(row, 0, tmp_path)) for row in rows.GROUPS["sequences"]}
+def test_tests_have_other_k_other_counts_and_more_frames():
+    by_row = {row.name: sequences.tests(row) for row in rows.GROUPS["sequences"]}
     three = [[each.partition("=")[2] for each in overrides[1:4]] for overrides in by_row["flying_shapes_3"]]
     assert three == [["3", "3", "20"], ["3", "3", "40"], ["3", "5", "20"], ["5", "5", "20"]]
     five = [[each.partition("=")[2] for each in overrides[1:4]] for overrides in by_row["flying_shapes_5_conv"]]
@@ -48,4 +48,4 @@ def test_a_row_is_trained_scored_and_tabulated(tmp_path, monkeypatch, capfd):
 
 
 def test_without_scores_there_is_no_table(tmp_path):
-    assert sequences.write(tmp_path) is None and flying.SPLITS["test"][1] >= 64 * sequences.BATCHES
+    assert sequences.write(tmp_path) is None and flying.SPLITS["test"][1] >= sequences.BATCH * sequences.BATCHES

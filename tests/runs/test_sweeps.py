@@ -66,16 +66,16 @@ def test_names_are_short_folder_names_and_differ_where_settings_do(one, other):
 
 
 def test_a_failing_run_ends_no_sweep_and_runs_are_added_later(sweep, folder):
-    printed = sweep("hydra.sweep.dir=mine", "seed=0", "model.num_steps=0,2", status=1)
+    printed = sweep("hydra.sweep.dir=mine", "seed=0,1", "model.num_steps=0,2", status=1)
     runs = runs_in(folder / "mine")
-    assert list(runs) == ["num_steps-0_seed-0", "num_steps-2_seed-0"]
+    assert list(runs) == ["num_steps-0_seed-0", "num_steps-0_seed-1", "num_steps-2_seed-0", "num_steps-2_seed-1"]
     why = "model.num_steps=0: must be an integer of at least 1"
     for name, run in runs.items():
         assert ("num_steps-2" in name) == (run / "scores.json").exists() == (not (run / "error.txt").exists())
         if "num_steps-0" in name:
             assert (run / "error.txt").read_text().splitlines()[-1] == why
     said = printed[printed.index("Sweep mine") :]
-    assert said.count(why) == 1 and "1 of 2 runs finished." in said
+    assert said.count(why) == 2 and "2 of 4 runs finished." in said
     assert "the same command and hydra.sweep.dir=mine" in said
 
     for run in runs.values():
@@ -86,14 +86,14 @@ def test_a_failing_run_ends_no_sweep_and_runs_are_added_later(sweep, folder):
     before = {
         path: path.read_bytes() for path in (folder / "mine").glob("*-2_*/**/*") if path.suffix in {".ckpt", ".json"}
     }
-    printed = sweep("hydra.sweep.dir=mine", "model.num_steps=2,3", "seed=0,1")
-    assert printed.count("Finished before.") == 1 and "4 of 4 runs finished." in printed
+    printed = sweep("hydra.sweep.dir=mine", "model.num_steps=2,3", "seed=0,1,2")
+    assert printed.count("Finished before.") == 2 and "6 of 6 runs finished." in printed
     assert before == {path: path.read_bytes() for path in before}
 
     Command("-m", "nem_lightning.report", "mine", folder=folder).end()
     with open(folder / "mine" / "report.csv") as file:
         rows = list(csv.DictReader(file))
-    assert {row["status"] for row in rows} == {"finished"} and len(rows) == 4
+    assert {row["status"] for row in rows} == {"finished"} and len(rows) == 6
     for row in rows:
         scores = json.loads((runs_in(folder / "mine")[Path(row["folder"]).name] / "scores.json").read_text())
         assert float(row["test/ami_max"]) == pytest.approx(scores["by_step"][-1]["ami_max"])

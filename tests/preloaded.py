@@ -4,6 +4,8 @@ import gc
 import io
 
 import numpy as np
+import read_once  # noqa: F401 (each process has its own memory of what Hydra has read)
+import wandb.sdk.launch.inputs.internal  # noqa: F401 (W&B imports this when a run begins, in two seconds)
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins

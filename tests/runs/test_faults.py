@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import FEW, ROOT
+from commands import composed
+from conftest import FEW
 from fake_wandb import FakeWandb
-from hydra import compose, initialize_config_dir
 from hydra.errors import CompactHydraException
 from python_server import forking
 
@@ -55,9 +55,7 @@ def train_in(folder: str, data_dir: str, *overrides: str) -> None:
     with open(log_of(folder), "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    places = [f"paths.run_dir={folder}", f"paths.data_dir={data_dir}"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", overrides=[*SMALL, *places, *overrides])
+    config = composed("train", *SMALL, f"paths.run_dir={folder}", f"paths.data_dir={data_dir}", *overrides)
     try:
         with RunFolder(folder) as run, command_line.one_line_errors():
             train.train(config, run)

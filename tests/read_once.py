@@ -30,4 +30,4 @@ def _once(load: Load) -> Load:
 Plugins.instance()  # registers the classes
 for scheme in ("file", "pkg"):
     kind = SourcesRegistry.instance().resolve(scheme)
-    kind.load_config = _once(kind.load_config)
+    setattr(kind, "load_config", _once(kind.load_config))  # noqa: B010 (an assignment has another type)

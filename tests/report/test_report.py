@@ -252,7 +252,7 @@ class TestPage:
     def test_pictures_are_kept_small(self, tmp_path, monkeypatch):
         runs = [write_run(tmp_path / str(i), model__num_steps=i + 1, ami=0.5 + i / 10) for i in range(3)]
         for run in runs:
-            noise = np.random.default_rng(0).integers(0, 255, (1000, 3000, 3), dtype=np.uint8)
+            noise = np.random.default_rng(0).integers(0, 255, (500, 1500, 3), dtype=np.uint8)
             Image.fromarray(noise).save(run / "groupings.png")
         Image.new("RGB", (3000, 1000)).save(runs[-1] / "gallery.png")
         sweep = Sweep(find([tmp_path]))

@@ -52,8 +52,8 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     trainer = instantiate(config.trainer, logger=False)
     require_results(trainer)
     if first:
-        datamodule.prepare_data()
-        datamodule.setup("test")  # errors in the data are said before the folder is taken
+        datamodule.prepare_data()  # errors in the data are said before the folder is taken
+        module.check_data(datamodule, "test")
         folder.claim(command_line.plain(config), again=False)
     trainer.test(module, datamodule, verbose=False)
     folder.begin()

@@ -67,6 +67,7 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     require_results(trainer)
     if first:
         datamodule.prepare_data()  # errors in the data are said before a run is started
+        module.check_data(datamodule, "fit")
         folder.claim(plain_config)
     console = Console(quiet=not first)
     places = [Place("run folder", config.paths.run_dir)]

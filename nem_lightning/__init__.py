@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nem_lightning.models.likelihoods import Bernoulli, Gaussian
     from nem_lightning.models.losses import NeuralEMLoss
     from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
+    from nem_lightning.models.reconstruction_clustering import ReconstructionClustering
     from nem_lightning.training.checkpoints import load
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "GroupingModel",
     "NeuralEM",
     "NeuralEMLoss",
+    "ReconstructionClustering",
     "RecurrentMStep",
     "load",
 ]
@@ -36,6 +38,7 @@ _PLACES = {
     "NeuralEMLoss": "models.losses",
     "GradientMStep": "models.m_steps",
     "RecurrentMStep": "models.m_steps",
+    "ReconstructionClustering": "models.reconstruction_clustering",
     "load": "training.checkpoints",
 }
 

@@ -35,6 +35,8 @@ TINY = [
     "trainer.log_every_n_steps=1",
 ]
 """Settings of train.py with which a run takes a second."""
+SMOKE = ["experiment=smoke", "logger=none", "trainer.accelerator=cpu"]
+"""The same with images and units as in a real run."""
 
 
 class Command:

@@ -64,9 +64,9 @@ class TinySequences(FramesDataModule[TensorFrames]):
         return TensorFrames((groups > 0).to(torch.uint8).unsqueeze(2), groups)
 
 
-def few_shapes(count: int) -> TensorFrames:
+def few_shapes(count: int, num_objects: int = 3) -> TensorFrames:
     """Give ``count`` images of Shapes."""
-    images, groups = generate(count, 28, 3, np.random.default_rng(0))
+    images, groups = generate(count, 28, num_objects, np.random.default_rng(0))
     return TensorFrames(torch.from_numpy(images)[:, None, None], torch.from_numpy(groups)[:, None])
 
 

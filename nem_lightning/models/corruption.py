@@ -48,6 +48,19 @@ class MaskedUniform(Corruption):
         return image + mask * (noise - image)
 
 
+class SaltAndPepper(Corruption):
+    """Set each value, with probability ``prob``, to 0 or 1, each as likely.
+
+    Raises:
+        InputError: ``prob`` outside [0, 1].
+    """
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Add noise to an image of any shape. The result is on the image's device."""
+        draw = torch.empty_like(image).uniform_(generator=generator)
+        return image.where(draw >= self.prob, (draw < self.prob / 2).to(image))
+
+
 def noise_for(binary: bool, prob: float = 0.1) -> Corruption:
     """Give the noise for a kind of pixels: bit flips for binary ones, masked uniform noise for real ones.
 

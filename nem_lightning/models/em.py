@@ -7,7 +7,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -21,7 +21,7 @@ from nem_lightning.models.grouping import Grouping, GroupingModel, TrainingLoss,
 from nem_lightning.models.likelihoods import Likelihood
 from nem_lightning.models.losses import NeuralEMLoss
 from nem_lightning.models.m_steps import MStep
-from nem_lightning.models.starts import STARTS, energy
+from nem_lightning.models.starts import STARTS, best_start, energy
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,6 @@ class Iterate(Grouping):
     """theta, (B, K, D)."""
     params: Tensor
     """The decoder's output, (B, K, C, H, W): logits for Bernoulli, means for Gaussian pixels."""
-
-    def where(self, mask: Tensor, other: "Iterate") -> "Iterate":
-        """Take this iterate for images with ``mask``, (B,) boolean, True, and ``other`` for the rest."""
-        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
-        chosen = {
-            name: torch.where(mask.view(-1, *[1] * (one.dim() - 1)), one, two) for name, (one, two) in pairs.items()
-        }
-        return replace(self, **chosen)
 
 
 class NeuralEM(GroupingModel):
@@ -148,13 +140,7 @@ class NeuralEM(GroupingModel):
         def energy_at_the_end(start: Iterate) -> Tensor:
             return self.energy(last, deque(self.steps(start, frames, frames, num_steps), maxlen=1).pop())
 
-        best = self.start(first, num_components, generator)
-        if num_starts > 1:
-            lowest = energy_at_the_end(best)
-            for _ in range(num_starts - 1):
-                other = self.start(first, num_components, generator)
-                found = energy_at_the_end(other)
-                best, lowest = other.where(found < lowest, best), torch.minimum(found, lowest)
+        best = best_start(lambda: self.start(first, num_components, generator), energy_at_the_end, num_starts)
         yield from self.steps(best, frames, frames, num_steps)
 
     def steps(

@@ -40,8 +40,19 @@ class Grouping:
 
     def to(self, device: torch.device | str) -> Self:
         """Move all tensors to a device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value if value is None else value.to(device) for name, value in tensors.items()})
+        return replace(self, **{name: value.to(device) for name, value in self._tensors().items()})
+
+    def where(self, mask: Tensor, other: Self) -> Self:
+        """Take this grouping for images with ``mask``, (B,) boolean, True, and ``other`` for the rest."""
+        pairs = {name: (value, getattr(other, name)) for name, value in self._tensors().items()}
+        chosen = {
+            name: torch.where(mask.view(-1, *[1] * (one.dim() - 1)), one, two) for name, (one, two) in pairs.items()
+        }
+        return replace(self, **chosen)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class TrainingLoss(NamedTuple):

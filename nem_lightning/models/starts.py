@@ -4,12 +4,17 @@ Shapes: B images, K components, C channels, H by W pixels.
 """
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nem_lightning.models.grouping import Grouping
 from nem_lightning.models.likelihoods import Likelihood
+
+AnyGrouping = TypeVar("AnyGrouping", bound=Grouping)
 
 SPREAD = 1 / 6
 """Standard deviation of a region, as a share of the image's longer side."""
@@ -53,6 +58,27 @@ def bright_regions(image: Tensor, num_components: int, generator: torch.Generato
 
 
 STARTS = {"noise": noise, "bright_regions": bright_regions}
+
+
+def best_start(
+    draw: Callable[[], AnyGrouping], energy_at_the_end: Callable[[AnyGrouping], Tensor], num_starts: int
+) -> AnyGrouping:
+    """Draw several starts, and give for each image the one with the lowest energy.
+
+    Args:
+        draw: gives a start of all images of a batch.
+        energy_at_the_end: gives the energy, (B,), that the model ends with from a start. It is not called for one
+            start.
+        num_starts: at least 1.
+    """
+    best = draw()
+    if num_starts > 1:
+        lowest = energy_at_the_end(best)
+        for _ in range(num_starts - 1):
+            other = draw()
+            found = energy_at_the_end(other)
+            best, lowest = other.where(found < lowest, best), torch.minimum(found, lowest)
+    return best
 
 
 def energy(likelihood: Likelihood, image: Tensor, params: Tensor, responsibilities: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The LightningModule: trains and scores any grouping model."""
 
 import hashlib
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -137,6 +138,18 @@ class GroupingModule(pl.LightningModule):
     def forward(self, frames: Tensor, generator: torch.Generator | None = None, num_starts: int = 1) -> list[Grouping]:
         """Group the pixels of a batch: (B, F, C, H, W) -> the groupings after steps 1 to T."""
         return self.model(frames, num_starts=num_starts, generator=generator)
+
+    def check_data(self, datamodule: pl.LightningDataModule, stage: str) -> None:
+        """Raise :class:`~nem_lightning.errors.InputError` if the model cannot take the first batch of the data.
+
+        Args:
+            datamodule: its data must be prepared. The data of the stage are set up.
+            stage: "fit" or "test".
+        """
+        datamodule.setup(stage)
+        loader = datamodule.train_dataloader() if stage == "fit" else datamodule.test_dataloader()
+        for batch in itertools.islice(loader, 1):
+            self.model.check_frames(self.frames(batch), self.model.num_steps)
 
     def on_fit_start(self) -> None:
         self.model.prepare_training(compiled=self._compiler_ctx is not None)

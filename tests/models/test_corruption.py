@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nem_lightning.errors import InputError
-from nem_lightning.models.corruption import BitFlip, MaskedUniform
+from nem_lightning.models.corruption import BitFlip, MaskedUniform, SaltAndPepper
 
 
 def test_bit_flip_flips_a_share_of_the_bits():
@@ -22,14 +22,22 @@ def test_masked_uniform_replaces_a_share_of_the_values():
     assert torch.equal(MaskedUniform(0)(image), image)
 
 
-@pytest.mark.parametrize("corruption", [BitFlip(0.3), MaskedUniform(0.3)])
+def test_salt_and_pepper_sets_half_of_a_share_to_0_and_half_to_1():
+    image = torch.full((10, 1, 60, 60), 2.0)
+    noisy = SaltAndPepper(0.4)(image, torch.Generator().manual_seed(0))
+    assert set(noisy.unique().tolist()) == {0, 1, 2}
+    assert all(abs((noisy == value).float().mean() - 0.2) < 0.01 for value in (0, 1))
+    assert torch.equal(SaltAndPepper(0)(image), image)
+
+
+@pytest.mark.parametrize("corruption", [BitFlip(0.3), MaskedUniform(0.3), SaltAndPepper(0.3)])
 def test_the_generator_decides(corruption):
     image = torch.rand(2, 1, 8, 8).round()
     one, same, other = (corruption(image, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("corruption", [BitFlip, MaskedUniform])
+@pytest.mark.parametrize("corruption", [BitFlip, MaskedUniform, SaltAndPepper])
 @pytest.mark.parametrize("prob", [-0.1, 1.1])
 def test_bad_probability(corruption, prob):
     with pytest.raises(InputError, match=rf"prob={prob}: must lie in \[0, 1\]"):

@@ -93,15 +93,18 @@ def start():
     return process
 
 
+def run_alone(folder: Path, start, data_dir: Path, *overrides: str) -> tuple[Path, float]:
+    began = time.monotonic()
+    process = start(folder, data_dir, *overrides)
+    process.join()
+    assert process.exitcode == 0
+    return folder, time.monotonic() - began
+
+
 @pytest.fixture(scope="module")
 def undisturbed(start, data_dir, tmp_path_factory) -> tuple[Path, float]:
     """The folder of a run that nothing stopped, and the seconds that the run took."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    began = time.monotonic()
-    process = start(folder / "run", data_dir)
-    process.join()
-    assert process.exitcode == 0
-    return folder / "run", time.monotonic() - began
+    return run_alone(tmp_path_factory.mktemp("undisturbed") / "run", start, data_dir)
 
 
 def assert_same_end(folder: Path, expected: Path) -> None:
@@ -116,16 +119,26 @@ def assert_same_end(folder: Path, expected: Path) -> None:
     assert one == other
 
 
-@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 20), (signal.SIGTERM, 6), (signal.SIGUSR1, 6)])
-def test_runs_stopped_at_random_points_end_as_an_undisturbed_one(start, undisturbed, data_dir, tmp_path, number, times):
+SEQUENCES = ("data=flying_shapes", "trainer.max_epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "overrides"),
+    [(signal.SIGKILL, 20, ()), (signal.SIGTERM, 6, ()), (signal.SIGUSR1, 6, ()), (signal.SIGKILL, 6, SEQUENCES)],
+    ids=["SIGKILL", "SIGTERM", "SIGUSR1", "sequences"],
+)
+def test_runs_stopped_at_random_points_end_as_an_undisturbed_one(
+    start, undisturbed, data_dir, tmp_path, number, times, overrides
+):
     """A process is stopped at a random time after its start; a run is started again until it is finished."""
-    expected, seconds = undisturbed
+    alone = run_alone(tmp_path / "undisturbed", start, data_dir, *overrides) if overrides else undisturbed
+    expected, seconds = alone
     points = random.Random(int(number))
     stopped = finished = 0
     while stopped < times or not finished:
         run = tmp_path / f"run{finished}"
         saved = list(run.glob("checkpoints/*.ckpt"))
-        process = start(run, data_dir)
+        process = start(run, data_dir, *overrides)
         process.join(points.uniform(0.0, 1.0) * seconds if stopped < times else None)
         if process.is_alive():
             os.kill(process.pid, number)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import TINY, Command, refusal
+from commands import SMOKE, TINY, Command, refusal
 from conftest import ROOT
 from fake_wandb import FakeWandb
 
@@ -70,6 +70,81 @@ def test_a_setting_that_is_refused_takes_no_folder(data, tmp_path, setting):
     assert REFUSED[setting] in refusal("train", *own, folder=tmp_path)
     assert not (tmp_path / "here" / "config.yaml").exists()
     assert not (tmp_path / "here" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.num_components=0"], "model.num_components=0: must be an integer of at least 1"),
+        (["model.num_steps=0"], "model.num_steps=0: must be an integer of at least 1"),
+        (["model.smoothing=-1"], "model.smoothing=-1: must be a number of at least 0"),
+        (["model.loss.prior=a"], "model.loss.prior=a: must lie in [0, 1]"),
+        (["model.loss.step_weights=[1,2]"], "model.loss.step_weights: has 2 weights, must have one for each of the 3"),
+        (["seed=-1"], "seed=-1: must be an integer of at least 0"),
+        (["data.size=5"], "data.size=5: must be an integer of at least 12"),
+        (["data=voc", "data.devkit=nowhere"], "nowhere/VOC2012: no such folder; set data.devkit"),
+        (
+            ["data=voc", "model.likelihood.binary=true", "model.loss.likelihood.binary=true"],
+            "data: has real values in [0, 1], but this model takes pixels of 0 and 1",
+        ),
+        (["module.decay=no"], "module.decay=no: must be true or false"),
+        (["model.fast=yes"], "model.fast=yes: must be auto, true or false"),
+        (["model.init=kmeans"], "model.init='kmeans': must be one of noise, bright_regions"),
+        (["+optimizer.momentum=1"], "unexpected keyword argument 'momentum'"),
+        (
+            ["callbacks.early_stopping.monitor=val/foo"],
+            "callbacks.early_stopping.monitor=val/foo: must be one of val/ami",
+        ),
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: no such file"),
+        (["optimizer.lr=inf"], "the loss is not finite at step"),
+    ],
+)
+def test_bad_settings_get_one_line(tmp_path, data_dir, arguments, message):
+    line = refusal("train", *SMOKE, f"paths.data_dir={data_dir}", *arguments, folder=tmp_path)
+    assert message in line and "\n" not in line
+    assert not (tmp_path / "here" / "checkpoints").exists()
+    if "inf" not in arguments[0]:  # refused before any training, so the corrected command may use the folder
+        assert not (tmp_path / "here" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data=flying_shapes", "data.num_frames=2"], "frames: 2 a sequence; must be 1 (still images) or at least 3"),
+        (
+            ["data=flying_shapes", "model=reconstruction_clustering"],
+            "frames: 21 a sequence; Reconstruction Clustering takes still images only",
+        ),
+    ],
+)
+def test_frames_that_the_model_cannot_take(data, tmp_path, settings, message):
+    model = [each for each in settings if each.startswith("model=")]
+    tiny = [each for each in TINY if not (model and "m_step" in each)]
+    assert message in refusal("train", *tiny, f"paths.data_dir={data}", *settings, folder=tmp_path)
+    assert not (tmp_path / "here" / "config.yaml").exists()
+
+
+def test_bad_settings_of_evaluate_get_one_line(tmp_path, data_dir):
+    best = ROOT / "results" / "checkpoints" / "rnn_em_seed0.ckpt"
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "shapes.h5").touch()
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    for arguments, message in (
+        ([f"ckpt_path={best}", "data.size=20"], "this model takes (1, 28, 28)"),
+        ([f"ckpt_path={best}", "split=all"], "split=all: must be one of train, val, test"),
+        (
+            [f"ckpt_path={best}", "data=flying_shapes", "data.num_frames=5"],
+            "frames: 5 a sequence; must be 1 (still images) or at least 11 for num_steps=10",
+        ),
+        ([f"ckpt_path={best}", "num_steps=0"], "num_steps=0: must be an integer of at least 1"),
+        ([], "ckpt_path: must be given"),
+        ([f"ckpt_path={best}", "seed=5000000000"], "seed=5000000000: must be less than 2^32"),
+        (["ckpt_path=config.yaml"], "ckpt_path=config.yaml: not a checkpoint, damaged or cut short"),
+        ([f"ckpt_path={best}", "paths.data_dir=broken"], "broken/shapes.h5: cannot be read as HDF5"),
+    ):
+        line = refusal("evaluate", f"paths.data_dir={data_dir}", *arguments, folder=tmp_path)
+        assert message in line and "\n" not in line
+    assert not (tmp_path / "here" / "config.yaml").exists()  # the corrected command may use the folder
 
 
 def test_the_corrected_command_takes_the_folder(train, data, tmp_path):

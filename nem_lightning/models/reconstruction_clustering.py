@@ -1,0 +1,135 @@
+"""Reconstruction Clustering: EM with a denoising auto-encoder in place of the M-step.
+
+Shapes: B images, K components, T steps, C channels, H by W pixels.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nem_lightning.errors import InputError, require_count, require_flag
+from nem_lightning.models import starts
+from nem_lightning.models.corruption import Corruption, SaltAndPepper
+from nem_lightning.models.grouping import Grouping, GroupingModel, TrainingLoss, checked_shape
+from nem_lightning.models.likelihoods import Bernoulli
+from nem_lightning.models.m_steps import ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class Clustering(Grouping):
+    """The state of Reconstruction Clustering after a step."""
+
+    logits: Tensor | None = None
+    """Of mu, (B, K, C, H, W); None before the first step."""
+
+
+class ReconstructionClustering(GroupingModel):
+    """Cluster the pixels of binary images by a denoising auto-encoder that was trained to restore images.
+
+    The auto-encoder has one hidden layer: DAE(x) = sigmoid(W' h(W x + b) + b'). Training restores images from noise.
+    Grouping does not train: from a random gamma, each step is
+
+        mu_k = DAE(gamma_k x),      gamma_k proportional to P(x | mu_k), with pi uniform.
+
+    It has no state: a step depends on the step before only by gamma. So sequences are not for this model.
+
+    Args:
+        image_shape: (C, H, W).
+        hidden_size: number of hidden units, at least 1.
+        activation: h, of the hidden units: "sigmoid", "tanh" or "relu".
+        corruption: noise on the images in training; by default salt and pepper with probability 0.4.
+        hard: whether gamma is made one-hot after each step, as published for auto-encoders that were trained on images
+            of several objects. (Soft ones even out.)
+        num_components: K.
+        num_steps: T; 10 as published.
+        num_starts: how many times EM starts in tests and pictures; 1 as published. For each image, the start with the
+            lowest :func:`~nem_lightning.models.starts.energy` after the last step is kept.
+
+    Raises:
+        InputError: a number below 1, or an unknown activation.
+
+    Source: Greff, Srivastava and Schmidhuber 2015, Binding via Reconstruction Clustering.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        hidden_size: int = 500,
+        activation: str = "tanh",
+        corruption: Corruption | None = None,
+        hard: bool = False,
+        num_components: int = 3,
+        num_steps: int = 10,
+        num_starts: int = 1,
+    ) -> None:
+        super().__init__(image_shape, True, num_components, num_steps, num_starts)
+        require_count("hidden_size", hidden_size)
+        require_flag("hard", hard)
+        if activation not in ACTIVATIONS:
+            raise InputError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+        pixels = math.prod(checked_shape(image_shape))
+        self.encoder = nn.Linear(pixels, hidden_size)
+        self.decoder = nn.Linear(hidden_size, pixels)
+        self.activation = activation
+        self.corruption = SaltAndPepper(0.4) if corruption is None else corruption
+        self.hard = hard
+        self.likelihood = Bernoulli()
+
+    def restore(self, images: Tensor) -> Tensor:
+        """Give the logits of DAE(x), of the same shape: (..., C, H, W)."""
+        hidden = ACTIVATIONS[self.activation](self.encoder(images.flatten(-3)))
+        return self.decoder(hidden).unflatten(-1, self.image_shape)
+
+    def training_loss(
+        self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None
+    ) -> TrainingLoss:
+        """Give the cross-entropy between images and their restorations from noise, in nats an image."""
+        self.check_frames(frames, self.num_steps)
+        image = frames[:, 0]
+        logits = self.restore(self.corruption(image, generator))
+        loss = F.binary_cross_entropy_with_logits(logits, image, reduction="sum") / len(image)
+        whole = torch.ones_like(image[:, None, :1])  # one component takes all pixels
+        return TrainingLoss(loss, lambda: Grouping(whole, logits.sigmoid().unsqueeze(1)))
+
+    def unroll(
+        self,
+        frames: Tensor,
+        num_components: int,
+        num_steps: int,
+        num_starts: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[Clustering]:
+        """Yield the groupings after steps 1 to T, for each image from its best start."""
+        image = frames[:, 0]
+
+        @torch.no_grad()
+        def energy_at_the_end(start: Clustering) -> Tensor:
+            end = deque(self.steps(start, image, num_steps), maxlen=1).pop()
+            assert end.logits is not None
+            return starts.energy(self.likelihood, image, end.logits, end.responsibilities)
+
+        best = starts.best_start(
+            lambda: Clustering(starts.noise(image, num_components, generator)), energy_at_the_end, num_starts
+        )
+        yield from self.steps(best, image, num_steps)
+
+    def steps(self, grouping: Clustering, image: Tensor, num_steps: int) -> Iterator[Clustering]:
+        """Take T steps from a grouping. ``image`` is (B, C, H, W)."""
+        for _ in range(num_steps):
+            logits = self.restore(grouping.responsibilities * image.unsqueeze(1))
+            gamma = self.likelihood.log_prob(image.unsqueeze(1), logits).softmax(1)
+            if self.hard:
+                gamma = torch.zeros_like(gamma).scatter_(1, gamma.argmax(1, keepdim=True), 1)
+            grouping = Clustering(gamma, logits.sigmoid(), logits)
+            yield grouping
+
+    def check_frames(self, frames: Tensor, num_steps: int) -> None:
+        """Raise :class:`~nem_lightning.errors.InputError` unless ``frames`` are still images that fit the model."""
+        super().check_frames(frames, num_steps)
+        if frames.shape[1] > 1:
+            raise InputError(f"frames: {frames.shape[1]} a sequence; Reconstruction Clustering takes still images only")

@@ -72,7 +72,7 @@ def run(tmp_path, data_dir, capsys, monkeypatch):
 @pytest.mark.parametrize("model", files("model"))
 def test_every_model_trains_on_every_data_set(run, model, data):
     if model == "reconstruction_clustering" and data != "shapes":
-        with pytest.raises(InputError, match="takes pixels of 0 and 1|takes still images only"):
+        with pytest.raises(InputError, match=r"takes pixels of 0 and 1|takes still images only"):
             run(f"model={model}", f"data={data}", "logger=none")
         return
     config, printed = run(f"model={model}", f"data={data}", "logger=none", "model.num_steps=10", *SMALL.get(data, []))

@@ -7,7 +7,7 @@ from tiny import SHAPE, few_shapes
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.corruption import SaltAndPepper
-from nem_lightning.models.reconstruction_clustering import ReconstructionClustering
+from nem_lightning.models.reconstruction_clustering import Clustering, ReconstructionClustering
 from nem_lightning.models.starts import energy
 from nem_lightning.scores.mutual_information import AdjustedMutualInformation
 
@@ -55,7 +55,8 @@ def test_the_loss_restores_clean_images_from_noisy_ones():
     restored = em.restore(noisy).sigmoid()
     expected = -torch.where(frames[:, 0] == 1, restored, 1 - restored).log().sum() / 5
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert torch.equal(loss.last().reconstruction, restored)
+    reconstruction = loss.last().reconstruction
+    assert reconstruction is not None and torch.equal(reconstruction, restored)
 
 
 def test_the_best_of_several_starts_is_kept_for_each_image():
@@ -63,6 +64,7 @@ def test_the_best_of_several_starts_is_kept_for_each_image():
 
     def energies(starts: int, seed: int) -> torch.Tensor:
         (*_, last) = em.groupings(frames, num_starts=starts, generator=torch.Generator().manual_seed(seed))
+        assert isinstance(last, Clustering) and last.logits is not None
         return energy(em.likelihood, frames[:, 0], last.logits, last.responsibilities)
 
     best, first = energies(6, 0), energies(1, 0)

@@ -147,11 +147,9 @@ class Mosaic:
         """Give the whole as a figure of exactly these pixels."""
         down, across = self.pixels.shape[:2]
         figure = Figure(figsize=(across / DPI, down / DPI), dpi=DPI)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.imshow(self.pixels, interpolation="none", aspect="auto", extent=(0, across, down, 0))
+        figure.figimage((255 * self.pixels).round().astype(np.uint8))  # quicker than axes, which resample
         for x, y, text, style in self.texts:
-            axes.text(x, y, text, va="center", **style)
+            figure.text(x / across, 1 - y / down, text, va="center", **style)
         return figure
 
     def _write(self, x: float, y: float, text: str, **style: Any) -> None:

@@ -208,7 +208,7 @@ def test_two_processes_stop_together_and_go_on(at, run, tmp_path):
     small.append("model.m_step.hidden_size=10")
     few = ["trainer.limit_train_batches=20", "trainer.limit_val_batches=2", "trainer.limit_test_batches=2"]
     processes = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.log_every_n_steps=3"]
-    arguments = [*small, *few, *processes, "trainer.max_epochs=6", "model.num_starts=2", "logger=none"]
+    arguments = [*small, *few, *processes, "trainer.max_epochs=4", "model.num_starts=2", "logger=none"]
     printed = run("train.py", *arguments, "hydra.run.dir=undisturbed")
     assert "Traceback" not in printed and printed.count("Test scores, by EM step") == 1
     process = at("train.py", *arguments, "hydra.run.dir=stopped")

@@ -75,14 +75,14 @@ def test_every_model_trains_on_every_data_set(run, model, data):
         with pytest.raises(InputError, match=r"takes pixels of 0 and 1|takes still images only"):
             run(f"model={model}", f"data={data}", "logger=none")
         return
-    config, printed = run(f"model={model}", f"data={data}", "logger=none", "model.num_steps=10", *SMALL.get(data, []))
+    config, printed = run(f"model={model}", f"data={data}", "logger=none", "model.num_steps=3", *SMALL.get(data, []))
     run_dir = Path(config.paths.run_dir)
     for name in ("best", "last"):
         saved = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
         assert saved["global_step"] == 2
     save_best, save_last = (config.callbacks[f"{name}_checkpoint"] for name in ("best", "last"))
     assert save_best.monitor == "val/reconstruction_error" and "monitor" not in save_last
-    assert checkpoints.load(run_dir / "checkpoints" / "best.ckpt").num_steps == 10
+    assert checkpoints.load(run_dir / "checkpoints" / "best.ckpt").num_steps == 3
     assert "Test scores, by EM step" in printed and "AMI" in printed
     for place in ("run folder", "checkpoints/best.ckpt", "groupings.png", "gallery.png"):
         assert place in printed

@@ -39,7 +39,7 @@ SMALL = [
     "trainer.limit_train_batches=20",
     "trainer.limit_val_batches=2",
     "trainer.limit_test_batches=1",
-    "trainer.log_every_n_steps=1",
+    "trainer.log_every_n_steps=5",
     "paths.run_name=run",
     "paths.sweep_name=null",
 ]

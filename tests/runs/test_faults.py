@@ -35,7 +35,7 @@ SMALL = [
     "model.num_steps=2",
     "model.num_starts=2",
     "model.m_step.hidden_size=10",
-    "trainer.max_epochs=4",
+    "trainer.max_epochs=3",
     "trainer.limit_train_batches=20",
     "trainer.limit_val_batches=2",
     "trainer.limit_test_batches=1",
@@ -119,7 +119,7 @@ def assert_same_end(folder: Path, expected: Path) -> None:
     assert one == other
 
 
-SEQUENCES = ("data=flying_shapes", "trainer.max_epochs=2")
+SEQUENCES = ("data=flying_shapes",)
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,11 @@ GROUPS = {
     "sequences": (
         _flying("flying_shapes_3", "dense network", "data=flying_shapes", *_DENSE, "trainer.max_epochs=3"),
         _flying("flying_shapes_3_plain", "plain network", "data=flying_shapes"),
-        _flying("flying_shapes_3_conv", "convolutions", "data=flying_shapes", *_CONV),
+        _flying("flying_shapes_3_conv", "convolutions, one start", "data=flying_shapes", *_CONV),
         _flying("flying_shapes_3_K1", "dense network", "data=flying_shapes", "model.num_components=1", *_DENSE),
         _flying("flying_shapes_5", "dense network", *_FIVE, *_DENSE),
         _flying("flying_shapes_5_plain", "plain network", *_FIVE),
-        _flying("flying_shapes_5_conv", "convolutions", *_FIVE, *_CONV),
+        _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
         _flying("flying_mnist_2", "dense network", "data=flying_mnist", "model.num_components=2", *_DENSE),
     ),
     "ablations": tuple(_ablation(path) for path in sorted((ROOT / "conf" / "ablation").glob("*.yaml"))),

@@ -31,9 +31,9 @@ Keys: data set, objects in training, objects in the test, K in the test.
 INTRO = f"""# Sequences
 
 Written by `python -m reproduce tables` from `sequences/`. Next-frame prediction; the first {BATCH * BATCHES:,} test \
-sequences of each set; the best of 16 starts, if no other number is said; AMI normalised by the larger entropy. *Mean*: \
-over the steps. *Loss* and *upper bound*: of the next frame after the last step, nats a frame. The published figures are \
-on another motion.
+sequences of each set; the best of 16 starts, if no other number is said; AMI normalised by the larger entropy. \
+*Mean*: over the steps. *Loss* and *upper bound*: of the next frame after the last step, nats a frame. The published \
+figures are on another motion.
 """
 
 

@@ -172,7 +172,7 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_it_had_not_been(tmp_path, hook
 
 
 def texts_of(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
+    return [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_groupings_of_the_same_images_go_to_the_logger(tmp_path, monkeypatch):

@@ -67,7 +67,6 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     require_results(trainer)
     if first:
         datamodule.prepare_data()  # errors in the data are said before a run is started
-        module.check_data(datamodule, "fit")
         folder.claim(plain_config)
     console = Console(quiet=not first)
     places = [Place("run folder", config.paths.run_dir)]
@@ -75,6 +74,8 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         command_line.print_saved_scores("Finished before. Test scores, by EM step", scores, console)
         command_line.print_places(places, console)
         return _number(scores["best_score"])
+    if first:
+        module.check_data(datamodule, "fit")  # if it raises an error, the folder is free again
     newest = folder.newest_checkpoint(config.ckpt_path)
     try:
         for logger in loggers:

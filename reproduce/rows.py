@@ -44,7 +44,7 @@ def _flying(name: str, title: str, *overrides: str) -> Row:
 
 _DENSE = ("m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5e-3")
 _CONV = ("m_step/network=conv_shapes", "model.m_step.hidden_size=100", "optimizer.lr=3e-3", "model.num_starts=1")
-_CONV += ("trainer.max_epochs=1", "trainer.limit_train_batches=150")  # 17 minutes on one core
+_CONV += ("trainer.max_epochs=1", "trainer.limit_train_batches=150")  # half an hour on one core
 _FIVE = ("data=flying_shapes", "data.num_objects=5", "model.num_components=5")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import python_server
-import read_once  # noqa: F401
+import read_once  # noqa: F401 (Hydra then parses each file once)
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig

@@ -211,6 +211,8 @@ def test_two_processes_stop_together_and_go_on(at, run, tmp_path):
     arguments = [*small, *few, *processes, "trainer.max_epochs=4", "model.num_starts=2", "logger=none"]
     printed = run("train.py", *arguments, "hydra.run.dir=undisturbed")
     assert "Traceback" not in printed and printed.count("Test scores, by EM step") == 1
+    whole = torch.load(tmp_path / "undisturbed" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert whole["global_step"] == 4 * 20  # each process has its own batches
     process = at("train.py", *arguments, "hydra.run.dir=stopped")
     wait_for(tmp_path, "stopped/checkpoints/last.ckpt")
     process.send_signal(signal.SIGTERM)

@@ -142,9 +142,8 @@ def test_a_command_runs(command, tmp_path, places, monkeypatch):
     given = {each.partition("=")[0] for each in own}
     small = [each for each in SMALL[script] if script == "train" or each.partition("=")[0] not in given]
     small += [f"{name}=2" for name in (STEPS[script],) if name not in given]
-    if (
-        "reconstruction_clustering" in command or "/results/checkpoints/" in command
-    ):  # no M-step; trained with 250 units
+    if "reconstruction_clustering" in command or "/results/checkpoints/" in command:
+        # It has no M-step; the shipped weights have 250 units.
         small = [each for each in small if not each.startswith("model.m_step.")]
     if "mnist" in command:
         small.append(f"data.mnist_dir={places['mnist']}")

@@ -5,7 +5,6 @@ Shapes: B images, F frames, K components, T steps, C channels, H by W pixels, D 
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -135,12 +134,12 @@ class NeuralEM(GroupingModel):
     ) -> Iterator[Iterate]:
         """Yield the iterates after steps 1 to T, for each image from its best start."""
         first, last = frames[:, 0], frame_pair(frames, num_steps)[1]
-
-        @torch.no_grad()
-        def energy_at_the_end(start: Iterate) -> Tensor:
-            return self.energy(last, deque(self.steps(start, frames, frames, num_steps), maxlen=1).pop())
-
-        best = best_start(lambda: self.start(first, num_components, generator), energy_at_the_end, num_starts)
+        best = best_start(
+            lambda: self.start(first, num_components, generator),
+            lambda start: self.steps(start, frames, frames, num_steps),
+            lambda end: self.energy(last, end),
+            num_starts,
+        )
         yield from self.steps(best, frames, frames, num_steps)
 
     def steps(

@@ -28,6 +28,12 @@ class MStep(nn.Module):
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
 
+def require_activation(name: str) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` unless ``name`` is one of :data:`ACTIVATIONS`."""
+    if name not in ACTIVATIONS:
+        raise InputError(f"activation={name!r}: must be one of {', '.join(ACTIVATIONS)}")
+
+
 class GradientMStep(MStep):
     """N-EM: one step of gradient ascent on the expected log likelihood Q (equation 4).
 
@@ -108,8 +114,7 @@ class RecurrentMStep(MStep):
         super().__init__()
         self.image_shape = checked_shape(image_shape)
         require_count("hidden_size", hidden_size)
-        if activation not in ACTIVATIONS:
-            raise InputError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+        require_activation(activation)
         require_flag("layer_norm", layer_norm)
         self.state_size = hidden_size
         self.activation = activation

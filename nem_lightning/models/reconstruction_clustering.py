@@ -4,7 +4,6 @@ Shapes: B images, K components, T steps, C channels, H by W pixels.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,17 +14,17 @@ from torch import Tensor, nn
 from nem_lightning.errors import InputError, require_count, require_flag
 from nem_lightning.models import starts
 from nem_lightning.models.corruption import Corruption, SaltAndPepper
-from nem_lightning.models.grouping import Grouping, GroupingModel, TrainingLoss, checked_shape
+from nem_lightning.models.grouping import Grouping, GroupingModel, TrainingLoss
 from nem_lightning.models.likelihoods import Bernoulli
-from nem_lightning.models.m_steps import ACTIVATIONS
+from nem_lightning.models.m_steps import ACTIVATIONS, require_activation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clustering(Grouping):
-    """The state of Reconstruction Clustering after a step."""
+    """The grouping after a step, with the logits of mu."""
 
-    logits: Tensor | None = None
-    """Of mu, (B, K, C, H, W); None before the first step."""
+    logits: Tensor
+    """(B, K, C, H, W)."""
 
 
 class ReconstructionClustering(GroupingModel):
@@ -70,9 +69,8 @@ class ReconstructionClustering(GroupingModel):
         super().__init__(image_shape, True, num_components, num_steps, num_starts)
         require_count("hidden_size", hidden_size)
         require_flag("hard", hard)
-        if activation not in ACTIVATIONS:
-            raise InputError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-        pixels = math.prod(checked_shape(image_shape))
+        require_activation(activation)
+        pixels = math.prod(self.image_shape)
         self.encoder = nn.Linear(pixels, hidden_size)
         self.decoder = nn.Linear(hidden_size, pixels)
         self.activation = activation
@@ -94,7 +92,7 @@ class ReconstructionClustering(GroupingModel):
         logits = self.restore(self.corruption(image, generator))
         loss = F.binary_cross_entropy_with_logits(logits, image, reduction="sum") / len(image)
         whole = torch.ones_like(image[:, None, :1])  # one component takes all pixels
-        return TrainingLoss(loss, lambda: Grouping(whole, logits.sigmoid().unsqueeze(1)))
+        return TrainingLoss(loss, lambda: Grouping(whole, self.likelihood.mean(logits).unsqueeze(1)))
 
     def unroll(
         self,
@@ -106,26 +104,22 @@ class ReconstructionClustering(GroupingModel):
     ) -> Iterator[Clustering]:
         """Yield the groupings after steps 1 to T, for each image from its best start."""
         image = frames[:, 0]
-
-        @torch.no_grad()
-        def energy_at_the_end(start: Clustering) -> Tensor:
-            end = deque(self.steps(start, image, num_steps), maxlen=1).pop()
-            assert end.logits is not None
-            return starts.energy(self.likelihood, image, end.logits, end.responsibilities)
-
         best = starts.best_start(
-            lambda: Clustering(starts.noise(image, num_components, generator)), energy_at_the_end, num_starts
+            lambda: Grouping(starts.noise(image, num_components, generator)),
+            lambda start: self.steps(start, image, num_steps),
+            lambda end: starts.energy(self.likelihood, image, end.logits, end.responsibilities),
+            num_starts,
         )
         yield from self.steps(best, image, num_steps)
 
-    def steps(self, grouping: Clustering, image: Tensor, num_steps: int) -> Iterator[Clustering]:
+    def steps(self, grouping: Grouping, image: Tensor, num_steps: int) -> Iterator[Clustering]:
         """Take T steps from a grouping. ``image`` is (B, C, H, W)."""
         for _ in range(num_steps):
             logits = self.restore(grouping.responsibilities * image.unsqueeze(1))
             gamma = self.likelihood.log_prob(image.unsqueeze(1), logits).softmax(1)
             if self.hard:
                 gamma = torch.zeros_like(gamma).scatter_(1, gamma.argmax(1, keepdim=True), 1)
-            grouping = Clustering(gamma, logits.sigmoid(), logits)
+            grouping = Clustering(responsibilities=gamma, mean=self.likelihood.mean(logits), logits=logits)
             yield grouping
 
     def check_frames(self, frames: Tensor, num_steps: int) -> None:

@@ -4,7 +4,8 @@ Shapes: B images, K components, C channels, H by W pixels.
 """
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from nem_lightning.models.grouping import Grouping
 from nem_lightning.models.likelihoods import Likelihood
 
-AnyGrouping = TypeVar("AnyGrouping", bound=Grouping)
+Start = TypeVar("Start", bound=Grouping)
+End = TypeVar("End", bound=Grouping)
 
 SPREAD = 1 / 6
 """Standard deviation of a region, as a share of the image's longer side."""
@@ -61,16 +63,24 @@ STARTS = {"noise": noise, "bright_regions": bright_regions}
 
 
 def best_start(
-    draw: Callable[[], AnyGrouping], energy_at_the_end: Callable[[AnyGrouping], Tensor], num_starts: int
-) -> AnyGrouping:
-    """Draw several starts, and give for each image the one with the lowest energy.
+    draw: Callable[[], Start],
+    steps: Callable[[Start], Iterator[End]],
+    energy_of: Callable[[End], Tensor],
+    num_starts: int,
+) -> Start:
+    """Draw several starts, and give for each image the one with the lowest energy after the last step.
 
     Args:
         draw: gives a start of all images of a batch.
-        energy_at_the_end: gives the energy, (B,), that the model ends with from a start. It is not called for one
-            start.
+        steps: takes all steps from a start. It is not called for one start.
+        energy_of: gives the energy, (B,), of the grouping after the last step.
         num_starts: at least 1.
     """
+
+    @torch.no_grad()
+    def energy_at_the_end(start: Start) -> Tensor:
+        return energy_of(deque(steps(start), maxlen=1).pop())
+
     best = draw()
     if num_starts > 1:
         lowest = energy_at_the_end(best)

@@ -26,6 +26,7 @@ from python_server import forking
 
 from nem_lightning.errors import InputError
 from nem_lightning.runs.folder import RunFolder
+from nem_lightning.training.checkpoints import WholeFiles
 
 SMALL = [
     "trainer=cpu",
@@ -81,7 +82,9 @@ def nothing() -> None:
 def start():
     """Start :func:`train_in` in a process of its own, in a fraction of the time that ``python train.py`` takes."""
     server = forking()
-    server.Process(target=nothing).start()  # starts the process that others are forked from
+    first = server.Process(target=nothing)  # starts the process that others are forked from
+    first.start()
+    first.join()
 
     def process(folder: Path, data_dir: Path, *overrides: str, prepare: Callable[[], None] = nothing):
         config = copy.deepcopy(config_of(*overrides))
@@ -94,6 +97,7 @@ def start():
 
 
 def run_alone(folder: Path, start, data_dir: Path, *overrides: str) -> tuple[Path, float]:
+    """Run until the end, and give the folder and the seconds that the run took."""
     began = time.monotonic()
     process = start(folder, data_dir, *overrides)
     process.join()
@@ -119,20 +123,23 @@ def assert_same_end(folder: Path, expected: Path) -> None:
     assert one == other
 
 
-SEQUENCES = ("data=flying_shapes",)
-
-
 @pytest.mark.parametrize(
     ("number", "times", "overrides"),
-    [(signal.SIGKILL, 20, ()), (signal.SIGTERM, 6, ()), (signal.SIGUSR1, 6, ()), (signal.SIGKILL, 6, SEQUENCES)],
+    [
+        (signal.SIGKILL, 20, []),
+        (signal.SIGTERM, 6, []),
+        (signal.SIGUSR1, 6, []),
+        (signal.SIGKILL, 6, ["data=flying_shapes"]),
+    ],
     ids=["SIGKILL", "SIGTERM", "SIGUSR1", "sequences"],
 )
 def test_runs_stopped_at_random_points_end_as_an_undisturbed_one(
     start, undisturbed, data_dir, tmp_path, number, times, overrides
 ):
     """A process is stopped at a random time after its start; a run is started again until it is finished."""
-    alone = run_alone(tmp_path / "undisturbed", start, data_dir, *overrides) if overrides else undisturbed
-    expected, seconds = alone
+    if overrides:
+        undisturbed = run_alone(tmp_path / "undisturbed", start, data_dir, *overrides)
+    expected, seconds = undisturbed
     points = random.Random(int(number))
     stopped = finished = 0
     while stopped < times or not finished:
@@ -159,13 +166,25 @@ def wait_for(path: Path, process) -> None:
         time.sleep(0.02)
 
 
+def die_after_the_first_checkpoints() -> None:
+    """Kill the process once it has saved both checkpoints."""
+    save = WholeFiles.save_checkpoint
+
+    def save_and_die(self: WholeFiles, checkpoint, path, storage_options=None) -> None:
+        save(self, checkpoint, path, storage_options)
+        if Path(path).name == "last.ckpt":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    WholeFiles.save_checkpoint = save_and_die
+
+
 @pytest.fixture
 def stopped_run(start, data_dir, tmp_path) -> Path:
     """The folder of a run that was killed after its first checkpoints."""
-    process = start(tmp_path / "run", data_dir)
-    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
-    process.kill()
+    process = start(tmp_path / "run", data_dir, prepare=die_after_the_first_checkpoints)
     process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     return tmp_path / "run"
 
 
@@ -180,7 +199,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(start, stopped_r
     process.join()
     assert process.exitcode == 1
     printed = log_of(stopped_run).read_text()
-    assert re.search(r"checkpoints/(best|last)\.ckpt: cannot be written \(", printed)
+    assert "checkpoints/best.ckpt: cannot be written (" in printed
     assert before == {path: path.read_bytes() for path in (stopped_run / "checkpoints").iterdir()}
     assert "cannot be written" in (stopped_run / "error.txt").read_text().splitlines()[-1]
     start(stopped_run, data_dir).join()  # now the disk has room again

@@ -108,19 +108,17 @@ def test_bad_settings_get_one_line(tmp_path, data_dir, arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("setting", "message"),
     [
-        (["data=flying_shapes", "data.num_frames=2"], "frames: 2 a sequence; must be 1 (still images) or at least 3"),
+        ("data.num_frames=2", "frames: 2 a sequence; must be 1 (still images) or at least 4 for num_steps=3"),
         (
-            ["data=flying_shapes", "model=reconstruction_clustering"],
+            "model=reconstruction_clustering",
             "frames: 21 a sequence; Reconstruction Clustering takes still images only",
         ),
     ],
 )
-def test_frames_that_the_model_cannot_take(data, tmp_path, settings, message):
-    model = [each for each in settings if each.startswith("model=")]
-    tiny = [each for each in TINY if not (model and "m_step" in each)]
-    assert message in refusal("train", *tiny, f"paths.data_dir={data}", *settings, folder=tmp_path)
+def test_frames_that_the_model_cannot_take(tmp_path, setting, message):
+    assert message in refusal("train", *SMOKE, "data=flying_shapes", setting, folder=tmp_path)
     assert not (tmp_path / "here" / "config.yaml").exists()
 
 

@@ -1,4 +1,4 @@
-"""Score a checkpoint by EM step: ``python evaluate.py --help``."""
+"""Score a checkpoint, or a model that is not trained, by EM step: ``python evaluate.py --help``."""
 
 import hydra
 from hydra.utils import instantiate
@@ -33,17 +33,32 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     from nem_lightning.datamodules.base import STAGES, FramesDataModule
     from nem_lightning.training import checkpoints
     from nem_lightning.training.callbacks import require_results
+    from nem_lightning.training.module import GroupingModule
 
     first = rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
-    require(config.ckpt_path is not None, "ckpt_path: must be given, the checkpoint to score")
+    model = config.get("model")
+    require(
+        (config.ckpt_path is None) != (model is None),
+        "ckpt_path, model: one of them must be given: the checkpoint to score, or a model that is not trained, such as "
+        "model=position_kmeans",
+    )
     require(config.split in STAGES, f"split={config.split}: must be one of {', '.join(STAGES)}")
     command_line.set_seed(config.seed)
     sizes = {name: config[name] for name in ("num_components", "num_steps", "num_starts")}
     scores = instantiate(config.scores)
-    module = checkpoints.load_module(config.ckpt_path, scores, config.seed, sizes, config.trusted)
     datamodule = instantiate(config.data)
-    if first:
-        command_line.warn_of_other_data(checkpoints.read(config.ckpt_path)[checkpoints.KEY], config)
+    if model is None:
+        module = checkpoints.load_module(config.ckpt_path, scores, config.seed, sizes, config.trusted)
+        if first:
+            command_line.warn_of_other_data(checkpoints.read(config.ckpt_path)[checkpoints.KEY], config)
+    else:
+        config.pixels = {"shape": list(datamodule.image_shape), "binary": datamodule.binary}
+        config.model = {**model, **{name: size for name, size in sizes.items() if size is not None}}
+        module = GroupingModule(instantiate(config.model), scores, seed=config.seed)
+        require(
+            not module.has_weights,
+            f"model: {type(module.model).__name__} must be trained by train.py; give ckpt_path instead",
+        )
     module.model.check_images(datamodule.image_shape, datamodule.binary)
     own = isinstance(datamodule, FramesDataModule)
     require(own or config.split == "test", f"split={config.split}: must be test, as data is no FramesDataModule")
@@ -61,7 +76,8 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
         return
     batch, generator = next(iter(datamodule.test_dataloader())), module.generator("test", 0)
     pictures = figures.save(module.model, batch, generator, folder.path, f"{config.split} images")
-    found = {"ckpt_path": str(config.ckpt_path), **command_line.scores_of_test(module, config.split)}
+    scored = {"ckpt_path": str(config.ckpt_path)} if model is None else {"model": type(module.model).__name__}
+    found = {**scored, **command_line.scores_of_test(module, config.split)}
     folder.finish(found)
     console = Console()
     images = f"{found['num_images']} {config.split} images of {type(datamodule).__name__.removesuffix('DataModule')}"

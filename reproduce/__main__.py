@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     failed = False
     require_count("--jobs", arguments.jobs)
     require_count("--images", 1 if arguments.images is None else arguments.images)
-    trained = [row for row in rows if row.overrides]
+    trained = [row for row in rows if row.trained]
     for row in trained if arguments.command in ("all", "train", "score") else ():
         settings(row, extra)  # raises before anything is trained
     if arguments.command in ("all", "train"):
@@ -70,11 +70,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.command in ("all", "score"):
         failed = not score(rows, seeds, arguments, console) or failed
     if arguments.command in ("all", "tables"):
-        from reproduce import sequences, tables
+        from reproduce import peers, sequences, tables
 
         places = [Place(*place) for place in tables.write(arguments.results).items()]
-        of_sequences = sequences.write(arguments.results)
-        print_places(places + ([Place("sequences", of_sequences)] if of_sequences else []), console)
+        others = {"sequences": sequences.write(arguments.results), "other models": peers.write(arguments.results)}
+        print_places(places + [Place(name, path) for name, path in others.items() if path], console)
     if arguments.command == "ship":
         from reproduce import shipped
 
@@ -124,7 +124,7 @@ def train(row: Row, seeds: list[int], runs: Path, jobs: int, extra: tuple[str, .
 
 def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, console: Console) -> bool:
     """Score the baselines, and the finished runs of the other rows. Say whether all of them could be scored."""
-    from reproduce import sequences
+    from reproduce import peers, sequences
     from reproduce.evaluation import Evaluator, Run
 
     def say(line: str) -> None:
@@ -134,17 +134,22 @@ def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, cons
     def evaluator() -> Evaluator:  # the rows of sequences do not need Shapes
         return Evaluator(shapes(), arguments.results, arguments.images, say)
 
+    def score_seed(row: Row, seed: int) -> None:
+        run = Run(row, seed, arguments.runs, tuple(arguments.overrides)) if row.trained else None
+        if row in GROUPS["peers"]:
+            peers.score(row, seed, run, arguments.runs / row.name / f"seed-{seed}", arguments.results, say)
+        elif run is None:
+            evaluator().baseline(row)
+        elif row in GROUPS["sequences"]:
+            sequences.score(run, arguments.results, say)
+        else:
+            evaluator().run(run)
+
     problems = 0
     for row in rows:
-        if not row.overrides:
-            evaluator().baseline(row)
-        for seed in seeds if row.overrides else ():
-            run = Run(row, seed, arguments.runs, tuple(arguments.overrides))
+        for seed in seeds if row.trained else seeds[:1]:
             try:
-                if row in GROUPS["sequences"]:
-                    sequences.score(run, arguments.results, say)
-                else:
-                    evaluator().run(run)
+                score_seed(row, seed)
             except InputError as error:
                 say(f"{row.name}, seed {seed}: {error}")
                 problems += 1

@@ -4,8 +4,10 @@ import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from hydra.utils import instantiate
 
 from nem_lightning import figures
 from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
@@ -20,12 +23,12 @@ from nem_lightning.datamodules.shapes import generate, stills
 from nem_lightning.errors import InputError, require
 from nem_lightning.files import atomic_file
 from nem_lightning.models.em import NeuralEM
-from nem_lightning.runs.folder import CONFIG, RunFolder
+from nem_lightning.runs.folder import CONFIG, SCORES, RunFolder
 from nem_lightning.runs.settings import comparable, differences
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
-from reproduce import baselines, convergence, scoring, shipped
-from reproduce.rows import STEPS, Row, read, row_path, settings
+from reproduce import convergence, scoring, shipped
+from reproduce.rows import ROOT, STEPS, Row, read, row_path, settings
 
 STAGES = ("val", "test")
 OTHER_K = (2, 3, 4, 5, 6)
@@ -87,6 +90,28 @@ class Run:
         }
 
 
+def evaluated(folder: Path, words: Sequence[str], since: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Give the scores of a run of ``evaluate.py``; those of an earlier run are read from its folder.
+
+    Args:
+        folder: of the run.
+        words: the settings.
+        since: a checkpoint; an earlier run must be newer.
+        say: prints the command.
+
+    Raises:
+        InputError: the command failed.
+    """
+    if since is not None and folder.exists() and folder.stat().st_mtime < since.stat().st_mtime:
+        shutil.rmtree(folder)  # of an earlier training
+    if not (folder / SCORES).exists():
+        say(f"python evaluate.py {' '.join(words)}")
+        command = [sys.executable, str(ROOT / "evaluate.py"), *words, f"hydra.run.dir={folder.absolute()}"]
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
+            raise InputError(f"{folder}: evaluate.py failed")
+    return json.loads((folder / SCORES).read_text())
+
+
 @dataclass
 class Evaluator:
     """Scores rows on the validation and test images of Shapes."""
@@ -106,8 +131,8 @@ class Evaluator:
 
     def baseline(self, row: Row) -> None:
         """Score a baseline, unless it was scored before."""
-        module = GroupingModule(baselines.model(row.name, self.data.image_shape))
-        self._score(row, 0, module, {"fingerprint": row.name})
+        module = GroupingModule(instantiate(settings(row)["model"]))
+        self._score(row, 0, module, {"fingerprint": " ".join(row.overrides)})
 
     def run(self, run: Run) -> None:
         """Score a finished run's best checkpoint, unless it was scored before.

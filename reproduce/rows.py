@@ -27,13 +27,15 @@ class Row:
     Args:
         name: in file names and for ``--rows``.
         title: in tables and figures.
-        overrides: of ``train.py``; none for a baseline, which is not trained.
+        overrides: of ``train.py``, or of ``evaluate.py`` if the row is not trained.
+        trained: whether there is anything to train.
         in_detail: whether it is also scored by T, by K and by number of objects, followed step by step, and drawn.
     """
 
     name: str
     title: str
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...]
+    trained: bool = True
     in_detail: bool = False
 
 
@@ -53,12 +55,49 @@ def _ablation(path: Path) -> Row:
     return Row(f"ablation_{path.stem}", title, ("model=rnn_em", f"ablation={path.stem}"))
 
 
+def _peer(data: str, model: str, title: str, *overrides: str, trained: bool = True) -> Row:
+    of_data = {"shapes20": ("data=shapes", "data.size=20")}.get(data, (f"data={data}",))
+    few = ("trainer.limit_val_batches=10",) if trained else ()
+    return Row(f"{data}_{model}", title, (*of_data, *overrides, *few), trained)  # the data first: see peers.tests
+
+
+def _on_shapes(data: str) -> tuple[Row, ...]:
+    single = ("experiment=reconstruction_clustering_shapes",)
+    return (
+        _peer(data, "rnn_em", "RNN-EM", "model=rnn_em"),
+        _peer(data, "nem", "N-EM", "model=nem"),
+        _peer(data, "rc_single", "Reconstruction Clustering, single", *single),
+        _peer(data, "rc", "Reconstruction Clustering, hard", "model=reconstruction_clustering"),
+        _peer(data, "tagger", "Tagger, dense", "model=tagger", *_TAGGER),
+        _peer(data, "slots", "Slot Attention", "model=slot_attention"),
+        _peer(data, "kmeans", "k-means on (x, y)", "model=position_kmeans", trained=False),
+        _peer(data, "gmm", "Gaussian mixture on (x, y)", "model=position_mixture", trained=False),
+        _peer(data, "mixture", "mixture of whole images", "model=mixture", trained=False),
+        _peer(data, "components", "connected components", "model=connected_components", trained=False),
+    )
+
+
+def _on(data: str, components: int) -> tuple[Row, ...]:
+    k, single = f"model.num_components={components}", f"experiment=reconstruction_clustering_{data}"
+    return (
+        _peer(data, "rnn_em", "RNN-EM", "model=rnn_em", k),
+        _peer(data, "rc_single", "Reconstruction Clustering, single", single),
+        _peer(data, "rc", "Reconstruction Clustering, hard", "model=reconstruction_clustering", k),
+        _peer(data, "kmeans", "k-means on (x, y)", "model=position_kmeans", k, trained=False),
+    )
+
+
+_TAGGER = ("model.mapping=dense", "model.hidden_sizes=[500,500]", "trainer.max_epochs=5", "optimizer.lr=1e-3")
+_SETS = {"corners": 5, "bars": 12, "mnist_shape": 2, "multi_mnist": 3}
+"""The other data sets of Reconstruction Clustering, and how many objects their images have."""
+_PEERS = (*_on_shapes("shapes"), *_on_shapes("shapes20"), *(row for name, k in _SETS.items() for row in _on(name, k)))
+
 GROUPS = {
     "baselines": (
-        Row("kmeans", "k-means on (x, y), K=3"),
-        Row("gmm", "Gaussian mixture on (x, y), K=3"),
-        Row("components", "4-connected components"),
-        Row("chance", "chance, K=3"),
+        Row("kmeans", "k-means on (x, y), K=3", ("model=position_kmeans",), trained=False),
+        Row("gmm", "Gaussian mixture on (x, y), K=3", ("model=position_mixture",), trained=False),
+        Row("components", "4-connected components", ("model=connected_components",), trained=False),
+        Row("chance", "chance, K=3", ("model=chance",), trained=False),
     ),
     "trained": (
         Row("rnn_em", "RNN-EM, best settings", ("model=rnn_em",), in_detail=True),
@@ -81,6 +120,7 @@ GROUPS = {
         _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
         _flying("flying_mnist_2", "dense network", "data=flying_mnist", "model.num_components=2", *_DENSE),
     ),
+    "peers": _PEERS,
     "ablations": tuple(_ablation(path) for path in sorted((ROOT / "conf" / "ablation").glob("*.yaml"))),
 }
 ROWS = {row.name: row for rows in GROUPS.values() for row in rows}
@@ -117,7 +157,7 @@ def settings(row: Row, extra: tuple[str, ...] = ()) -> dict[str, Any]:
     """Compose the settings of ``train.py`` for a row, as plain values; the run's folder is a placeholder.
 
     Args:
-        row: a trained row.
+        row: the row.
         extra: further overrides.
 
     Raises:

@@ -1,18 +1,14 @@
 """The rows of sequences: ``evaluate.py`` scores each run, also with another K, other objects and more frames."""
 
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nem_lightning.errors import InputError
 from nem_lightning.files import atomic_file
 from reproduce import tables
-from reproduce.evaluation import Run, machine
-from reproduce.rows import ROOT, ROWS, Row, settings
+from reproduce.evaluation import Run, evaluated, machine
+from reproduce.rows import ROWS, Row, settings
 from reproduce.scoring import BATCH
 
 BATCHES = 16
@@ -73,15 +69,8 @@ def score(run: Run, results: Path, say: Callable[[str], None]) -> None:
     found = []
     for overrides in tests(run.row):
         folder = run.folder / "tests" / "_".join(each.rpartition("=")[2] for each in overrides)
-        if folder.exists() and folder.stat().st_mtime < run.best_checkpoint.stat().st_mtime:
-            shutil.rmtree(folder)  # of an earlier training
-        if not (folder / "scores.json").exists():
-            words = ["evaluate.py", f"ckpt_path={run.best_checkpoint.absolute()}", *overrides]
-            say(f"{run.row.name}, seed {run.seed}: python {' '.join(words)}")
-            command = [sys.executable, str(ROOT / words[0]), *words[1:], f"hydra.run.dir={folder.absolute()}"]
-            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
-                raise InputError(f"{folder}: evaluate.py failed")
-        scores = json.loads((folder / "scores.json").read_text())
+        words = [f"ckpt_path={run.best_checkpoint.absolute()}", *overrides]
+        scores = evaluated(folder, words, run.best_checkpoint, say)
         last, mean = scores["by_step"][-1], scores["mean_over_steps"]
         found.append(
             {

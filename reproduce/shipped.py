@@ -72,7 +72,7 @@ def ship(rows: Sequence[Row], seeds: Sequence[int], runs: Path, results: Path) -
     """
     copies = {}
     for row in rows:
-        for seed in seeds if row.overrides else ():
+        for seed in seeds if row.trained else ():
             scored = read(row_path(results, row.name, seed))
             source = runs / row.name / f"seed-{seed}" / "checkpoints" / COMPACT
             require(

@@ -26,8 +26,7 @@ from nem_lightning.scores.base import VOID
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
 from reproduce import voc_output
-from reproduce.baselines import Baseline
-from reproduce.voc_baselines import BASELINES, SEEDED
+from reproduce.voc_baselines import BASELINES, SEEDED, Segmentation
 from reproduce.voc_scores import against_truth, agreement, by_colour, explained_colour, summaries, summary
 
 OURS = "RNN-EM"
@@ -80,7 +79,7 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
     methods = {OURS: modules} if modules else {}
     for name, label in BASELINES.items():
         seeds = SEEDS if name in SEEDED else SEEDS[:1]
-        methods[name] = [GroupingModule(Baseline(label, shape, False, k, seed), seed=seed) for seed in seeds]
+        methods[name] = [GroupingModule(Segmentation(label, shape, k, seed), seed=seed) for seed in seeds]
     groupings = {
         name: [labels_of(module, data, split, f"{name}, run {i}", console) for i, module in enumerate(of)]
         for name, of in methods.items()

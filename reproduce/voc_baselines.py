@@ -6,14 +6,45 @@ that draw nothing ignore the seed. Colours are unconverted RGB, as in RNN-EM's l
 
 import functools
 import warnings
+from collections.abc import Callable, Sequence
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
+import torch
 from skimage import graph, segmentation
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
 
-from reproduce.baselines import STARTS, Label
+from nem_lightning.models.classical import ClassicalModel, one_hot
+from nem_lightning.models.grouping import Grouping
+
+Label = Callable[[np.ndarray, int, int], np.ndarray]
+STARTS: Any = 10
+"""Starts of k-means; ``Any``, because scikit-learn's type hint is too narrow."""
+
+
+class Segmentation(ClassicalModel):
+    """Groups each image by one of the functions below.
+
+    Args:
+        label: the function.
+        image_shape: (C, H, W).
+        num_components: K.
+        seed: of its random numbers.
+    """
+
+    def __init__(self, label: Label, image_shape: Sequence[int], num_components: int, seed: int) -> None:
+        super().__init__(image_shape, False, num_components)
+        self.label, self.seed = label, seed
+
+    def group(
+        self, images: Tensor, num_components: int, num_starts: int, generator: torch.Generator | None
+    ) -> Grouping:
+        """Group the pixels of images, (B, C, H, W)."""
+        pixels = images.permute(0, 2, 3, 1).double().cpu().numpy()
+        return one_hot(np.stack([self.label(image, num_components, self.seed) for image in pixels]), 1, images)
 
 
 def colour_k_means(image: np.ndarray, k: int, seed: int) -> np.ndarray:

@@ -1,8 +1,23 @@
 """The data sets, as LightningDataModules."""
 
+from nem_lightning.datamodules.binding import (
+    BarsDataModule,
+    CornersDataModule,
+    MNISTShapeDataModule,
+    MultiMNISTDataModule,
+)
 from nem_lightning.datamodules.flying import FlyingShapesDataModule
 from nem_lightning.datamodules.mnist import FlyingMNISTDataModule
 from nem_lightning.datamodules.shapes import ShapesDataModule
 from nem_lightning.datamodules.voc import VOCDataModule
 
-__all__ = ["FlyingMNISTDataModule", "FlyingShapesDataModule", "ShapesDataModule", "VOCDataModule"]
+__all__ = [
+    "BarsDataModule",
+    "CornersDataModule",
+    "FlyingMNISTDataModule",
+    "FlyingShapesDataModule",
+    "MNISTShapeDataModule",
+    "MultiMNISTDataModule",
+    "ShapesDataModule",
+    "VOCDataModule",
+]

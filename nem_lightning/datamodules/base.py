@@ -26,6 +26,9 @@ Batch = dict[str, Tensor]
 class Frames(Dataset[Batch]):
     """Images or sequences and their groups, given in batches."""
 
+    device = torch.device("cpu")
+    """Where the batches are."""
+
     def __len__(self) -> int:
         raise NotImplementedError
 
@@ -224,7 +227,7 @@ class FramesDataModule(pl.LightningDataModule, Generic[Held]):
     def _loader(
         self, stage: str, sampler: Sampler[int], loader: type[DataLoader[Batch]] = DataLoader
     ) -> DataLoader[Batch]:
-        pin = torch.cuda.is_available()
+        pin = torch.cuda.is_available() and self.stages[stage].device.type == "cpu"
         arguments = {"batch_size": self.batch_size, "collate_fn": _as_it_comes, "pin_memory": pin}
         return loader(self.stages[stage], sampler=sampler, **arguments)  # Lightning re-creates it by keywords
 

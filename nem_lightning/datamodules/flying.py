@@ -11,7 +11,7 @@ when it would leave the image, and is drawn at the nearest whole pixel. Position
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nem_lightning.datamodules import published
 from nem_lightning.datamodules.base import Batch, Frames, FramesDataModule
-from nem_lightning.datamodules.shapes import TEMPLATES
+from nem_lightning.datamodules.shapes import MASKS
 from nem_lightning.errors import require, require_count, require_number
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,15 @@ class Templates(NamedTuple):
     """(M, 2), rows and columns that each one takes, from the upper left corner of its pixels."""
     scale: int
     """What a pixel is divided by when it becomes a float."""
+
+    @classmethod
+    def of(cls, masks: Sequence[np.ndarray]) -> Self:
+        """Give binary templates from boolean masks (h, w) of any sizes."""
+        extents = np.array([mask.shape for mask in masks])
+        pixels = np.zeros((len(masks), *extents.max(0)), np.uint8)
+        for index, mask in enumerate(masks):
+            pixels[index, : mask.shape[0], : mask.shape[1]] = mask
+        return cls(torch.from_numpy(pixels), extents, scale=1)
 
 
 def fly(starts: np.ndarray, velocities: np.ndarray, room: np.ndarray, num_frames: int) -> np.ndarray:
@@ -103,6 +112,7 @@ class Trajectories(Frames):
     def __init__(
         self, templates: Templates, kinds: np.ndarray, positions: np.ndarray, size: int, device: torch.device
     ) -> None:
+        self.device = device
         self.templates = templates.pixels.to(device)
         self.scale = templates.scale
         self.kinds = torch.from_numpy(kinds).to(device)
@@ -234,8 +244,4 @@ class FlyingShapesDataModule(FlyingDataModule):
         return "flying_shapes.h5" if self.num_objects == 3 else f"flying_shapes_{self.num_objects}.h5"
 
     def templates(self, stage: str) -> Templates:
-        arrays = [np.array([list(row) for row in template]) == "1" for template in TEMPLATES]
-        pixels = torch.zeros(len(arrays), 12, 12, dtype=torch.uint8)
-        for template, array in zip(pixels, arrays, strict=True):
-            template[: array.shape[0], : array.shape[1]] = torch.from_numpy(array)
-        return Templates(pixels, np.array([array.shape for array in arrays]), scale=1)
+        return Templates.of(MASKS)

@@ -70,6 +70,33 @@ def fetch(folder: Path) -> None:
                 raise InputError(f"data.download: {URL + name} could not be fetched into {folder} ({error})") from error
 
 
+def prepare(folder: Path, download: bool) -> None:
+    """Fetch the files of images into a folder if asked to, and check them.
+
+    Raises:
+        InputError: a file cannot be fetched, is missing or damaged.
+    """
+    if download:
+        fetch(folder)
+    for name in IMAGES:
+        read_images(folder / name)
+
+
+def read_split(folder: Path, stage: str) -> np.ndarray:
+    """Read the digits of a stage, (N, 28, 28) uint8: of "train" MNIST's first 50,000 training digits, of "val" its last
+    10,000, of "test" its 10,000 test digits.
+
+    Raises:
+        InputError: as :func:`read_images`.
+    """
+    train, test = IMAGES
+    if stage == "test":
+        return read_images(folder / test)
+    digits = read_images(folder / train)
+    kept = len(digits) * 5 // 6
+    return digits[:kept] if stage == "train" else digits[kept:]
+
+
 class FlyingMNISTDataModule(FlyingDataModule):
     """Flying MNIST: grey 24 x 24 sequences of 1 to 3 digits, each down-sampled to 14 x 14.
 
@@ -130,19 +157,13 @@ class FlyingMNISTDataModule(FlyingDataModule):
     def prepare_data(self) -> None:
         """Fetch MNIST if asked to, and check its files."""
         if self.path is None:
-            if self.download:
-                fetch(self.mnist_dir)
-            for name in IMAGES:
-                read_images(self.mnist_dir / name)
+            prepare(self.mnist_dir, self.download)
 
     def templates(self, stage: str) -> Templates:
-        train, test = IMAGES
-        of_test = stage == "test" and self.num_digits_used == "all"
-        digits = read_images(self.mnist_dir / (test if of_test else train))
-        if self.num_digits_used != "all":
-            digits = digits[: self.num_digits_used]
-        elif not of_test:
-            digits = digits[:50_000] if stage == "train" else digits[50_000:]
+        if self.num_digits_used == "all":
+            digits = read_split(self.mnist_dir, stage)
+        else:
+            digits = read_images(self.mnist_dir / next(iter(IMAGES)))[: self.num_digits_used]
         quarters = digits.reshape(-1, 14, 2, 14, 2).astype(np.uint16).sum((2, 4))
         pixels = torch.from_numpy(((quarters + 2) // 4).astype(np.uint8))
         return Templates(pixels, np.full((len(pixels), 2), 14), scale=255)

@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 
 TRIANGLE = ["     11     ", "    1111    ", "   111111   ", "  111  111  ", " 111    111 ", "1" * 12, "1" * 12]
 SQUARE = ["1111111", "1111111", "11   11", "11   11", "11   11", "1111111", "1111111"]
-TEMPLATES = [SQUARE, TRIANGLE, TRIANGLE[::-1]]
+MASKS = [np.array([list(row) for row in rows]) == "1" for rows in (SQUARE, TRIANGLE, TRIANGLE[::-1])]
+"""The pixels of each shape."""
 
 SPLITS = {"training": 50_000, "validation": 10_000, "test": 10_000, "single": 10_000}
 """The groups of the file, and how many images each has."""
@@ -36,12 +37,12 @@ def generate(count: int, size: int, num_objects: int, rng: np.random.Generator) 
         Images (N, size, size) uint8, 0 or 1; groups (N, size, size) uint8: k = 1, 2, ... for a
         pixel that only object k covers, 0 for a pixel that none or several cover.
     """
-    pixels = [np.argwhere(np.array([list(row) for row in template]) == "1") for template in TEMPLATES]
-    extents = np.array([(len(template), len(template[0])) for template in TEMPLATES])  # (3, 2): height, width
+    pixels = [np.argwhere(mask) for mask in MASKS]
+    extents = np.array([mask.shape for mask in MASKS])  # (3, 2): height, width
     covers = np.zeros((count, size, size), np.uint8)
     groups = np.zeros((count, size, size), np.uint8)
     for k in range(1, num_objects + 1):
-        template = rng.integers(len(TEMPLATES), size=count)
+        template = rng.integers(len(MASKS), size=count)
         x = rng.integers(size - extents[template, 1] + 1)
         y = rng.integers(size - extents[template, 0] + 1)
         for index, offsets in enumerate(pixels):

@@ -84,6 +84,8 @@ class GroupingModel(nn.Module, abc.ABC):
 
     headings: ClassVar[Mapping[str, Heading]] = {}
     """Titles and formats of the numbers that :meth:`report` gives."""
+    stills_only: ClassVar[bool] = False
+    """Whether the model takes still images only, and no sequences."""
 
     def __init__(
         self,
@@ -227,6 +229,10 @@ class GroupingModel(nn.Module, abc.ABC):
         require(
             frames.is_floating_point() and frames.device == weight.device,
             f"frames are {frames.dtype} on {frames.device}: must be floating-point, on {weight.device} as the model",
+        )
+        require(
+            shape[1] == 1 or not self.stills_only,
+            f"frames: {shape[1]} a sequence; {type(self).__name__} takes still images only",
         )
         require(
             shape[1] == 1 or shape[1] > num_steps,

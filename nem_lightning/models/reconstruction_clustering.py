@@ -4,14 +4,16 @@ Shapes: B images, K components, T steps, C channels, H by W pixels.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nem_lightning.errors import InputError, require_count, require_flag
+from nem_lightning.errors import require_count, require_flag
+from nem_lightning.headings import Heading
 from nem_lightning.models import starts
 from nem_lightning.models.corruption import Corruption, SaltAndPepper
 from nem_lightning.models.grouping import Grouping, GroupingModel, TrainingLoss
@@ -55,6 +57,9 @@ class ReconstructionClustering(GroupingModel):
     Source: Greff, Srivastava and Schmidhuber 2015, Binding via Reconstruction Clustering.
     """
 
+    headings: ClassVar[Mapping[str, Heading]] = {"loss": Heading("loss (nats)", ".5g")}
+    stills_only = True
+
     def __init__(
         self,
         image_shape: Sequence[int],
@@ -83,14 +88,18 @@ class ReconstructionClustering(GroupingModel):
         hidden = ACTIVATIONS[self.activation](self.encoder(images.flatten(-3)))
         return self.decoder(hidden).unflatten(-1, self.image_shape)
 
+    def denoising(self, image: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Restore images from noise: (B, C, H, W) -> the cross-entropy in nats an image, and logits (B, C, H, W)."""
+        logits = self.restore(self.corruption(image, generator))
+        return F.binary_cross_entropy_with_logits(logits, image, reduction="sum") / len(image), logits
+
     def training_loss(
         self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None
     ) -> TrainingLoss:
         """Give the cross-entropy between images and their restorations from noise, in nats an image."""
         self.check_frames(frames, self.num_steps)
         image = frames[:, 0]
-        logits = self.restore(self.corruption(image, generator))
-        loss = F.binary_cross_entropy_with_logits(logits, image, reduction="sum") / len(image)
+        loss, logits = self.denoising(image, generator)
         whole = torch.ones_like(image[:, None, :1])  # one component takes all pixels
         return TrainingLoss(loss, lambda: Grouping(whole, self.likelihood.mean(logits).unsqueeze(1)))
 
@@ -122,8 +131,6 @@ class ReconstructionClustering(GroupingModel):
             grouping = Clustering(responsibilities=gamma, mean=self.likelihood.mean(logits), logits=logits)
             yield grouping
 
-    def check_frames(self, frames: Tensor, num_steps: int) -> None:
-        """Raise :class:`~nem_lightning.errors.InputError` unless ``frames`` are still images that fit the model."""
-        super().check_frames(frames, num_steps)
-        if frames.shape[1] > 1:
-            raise InputError(f"frames: {frames.shape[1]} a sequence; Reconstruction Clustering takes still images only")
+    def report(self, target: Tensor, grouping: Grouping) -> dict[str, Tensor]:
+        """Give the training loss of images, with the same noise each time, for early stopping as published."""
+        return {"loss": self.denoising(target, torch.Generator(target.device).manual_seed(0))[0]}

@@ -18,9 +18,12 @@ IGNORED = (
     "data.data_dir",
     "data.cache_dir",
     "data.devkit",
+    "data.mnist_dir",
     "data.download",
-    "pixels",  # these three follow from the data
+    "pixels",  # these follow from the data
+    "model.image_shape",
     "model.m_step.image_shape",
+    "model.binary",
     "model.*.binary",
 )
 """Settings that say where a run lies and what it shows, not what it computes; each with all settings below it."""

@@ -130,7 +130,7 @@ def test_the_shipped_results_can_be_read():
     found = tables.read_rows(ROOT / "results")
     for name, of_seeds in found.items():
         assert {one["title"] for one in of_seeds} == {rows.ROWS[name].title}
-        if rows.ROWS[name].overrides:
+        if rows.ROWS[name].trained:
             wanted = comparable(rows.settings(rows.ROWS[name]))
             said = {name: value for name, value in of_seeds[0]["settings"].items() if not name.startswith("trainer.")}
             assert not differences(said, {name: wanted.get(name) for name in comparable(said)})
@@ -156,7 +156,7 @@ def test_scores_of_less_do_not_replace_scores_of_more(tmp_path):
     for count in (8, 4):  # the second time, there are scores of more images
         Evaluator(FewImages("nowhere"), tmp_path, count, print).baseline(row)
     found = rows.read(path)
-    assert found["fingerprint"] == "components" and found["images"] == 8
+    assert found["fingerprint"] == "model=connected_components" and found["images"] == 8
     assert found["scores"]["test"]["all"]["reconstruction_error"] is None
 
 

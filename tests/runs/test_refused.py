@@ -113,7 +113,7 @@ def test_bad_settings_get_one_line(tmp_path, data_dir, arguments, message):
         ("data.num_frames=2", "frames: 2 a sequence; must be 1 (still images) or at least 4 for num_steps=3"),
         (
             "model=reconstruction_clustering",
-            "frames: 21 a sequence; Reconstruction Clustering takes still images only",
+            "frames: 21 a sequence; ReconstructionClustering takes still images only",
         ),
     ],
 )
@@ -135,7 +135,9 @@ def test_bad_settings_of_evaluate_get_one_line(tmp_path, data_dir):
             "frames: 5 a sequence; must be 1 (still images) or at least 11 for num_steps=10",
         ),
         ([f"ckpt_path={best}", "num_steps=0"], "num_steps=0: must be an integer of at least 1"),
-        ([], "ckpt_path: must be given"),
+        ([], "ckpt_path, model: one of them must be given"),
+        ([f"ckpt_path={best}", "model=chance"], "ckpt_path, model: one of them must be given"),
+        (["model=nem"], "model: NeuralEM must be trained by train.py; give ckpt_path instead"),
         ([f"ckpt_path={best}", "seed=5000000000"], "seed=5000000000: must be less than 2^32"),
         (["ckpt_path=config.yaml"], "ckpt_path=config.yaml: not a checkpoint, damaged or cut short"),
         ([f"ckpt_path={best}", "paths.data_dir=broken"], "broken/shapes.h5: cannot be read as HDF5"),

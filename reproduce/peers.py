@@ -1,0 +1,151 @@
+"""The rows of other models: ``evaluate.py`` scores each on the same images, also with a larger K and other starts."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nem_lightning.files import atomic_file
+from nem_lightning.training import checkpoints
+from reproduce import tables
+from reproduce.evaluation import Run, evaluated, machine
+from reproduce.rows import GROUPS, Row, settings
+from reproduce.scoring import BATCH
+
+BATCHES = 32
+"""Test batches."""
+STARTS = 16
+"""Of the test with several starts; models that have several by default are tested with one as well."""
+PUBLISHED = {
+    "shapes_rnn_em": "0.83",
+    "shapes_nem": "0.41",
+    "shapes_rc_single": "0.929",
+    "shapes_rc": "0.777",
+    "shapes20_rc_single": "0.61",
+    "corners_rc_single": "0.854",
+    "corners_rc": "0.704",
+    "bars_rc_single": "0.952",
+    "bars_rc": "0.852",
+    "mnist_shape_rc_single": "0.546",
+    "mnist_shape_rc": "0.260",
+    "multi_mnist_rc_single": "0.652",
+    "multi_mnist_rc": "0.614",
+}
+"""Published AMI of a row."""
+INTRO = f"""# Other models
+
+Written by `python -m reproduce tables` from `peers/`. Scores of pixels of exactly one object, means over the first \
+{BATCH * BATCHES:,} test images of each set, after the last step; AMI normalised by the larger entropy (max) or by the \
+mean (arithmetic). *K + 1* and *K + 2*: AMI (max) with more components than the model was trained with. *Images a second*: \
+while training, validation included.
+"""
+
+
+def tests(row: Row) -> list[tuple[str, ...]]:
+    """Give the overrides of ``evaluate.py`` for each test of a row: as trained, K + 1, K + 2, other starts."""
+    config = settings(row)["model"]
+    data = tuple(each for each in row.overrides if each.startswith("data") and "train_on" not in each)
+    data += (f"trainer.limit_test_batches={BATCHES}",)
+    k = config["num_components"]
+    cases = [(), (f"num_components={k + 1}",), (f"num_components={k + 2}",)]
+    cases.append(("num_starts=1",) if config["num_starts"] > 1 else (f"num_starts={STARTS}",))
+    return [(*data, *case) for case in (cases if row.trained else cases[:1])]
+
+
+def score(row: Row, seed: int, run: Run | None, folder: Path, results: Path, say: Callable[[str], None]) -> None:
+    """Score a row by ``evaluate.py``; the scores of earlier tests are read from their files.
+
+    Args:
+        row: the row.
+        seed: of the training, or of a model that is not trained.
+        run: the finished run; None if the row is not trained.
+        folder: of the tests.
+        results: the folder of results.
+        say: prints the commands.
+
+    Raises:
+        InputError: the run is not finished, has other settings, or a test failed.
+    """
+    facts: dict[str, Any] = {"command": f"python evaluate.py {' '.join(row.overrides)}"}
+    best = None
+    model = [each for each in row.overrides if each.startswith("model")] + [f"seed={seed}"]
+    if run is not None:
+        best = run.best_checkpoint
+        facts, model = run.facts(), [f"ckpt_path={best.absolute()}"]
+        weights = checkpoints.load(best).parameters()
+        facts["parameters"] = sum(weight.numel() for weight in weights)
+        facts["training_images"] = _training_images(run)
+    found = []
+    for overrides in tests(row):
+        last = overrides[-1].replace("trainer.limit_test_batches", "as_trained")
+        scores = evaluated(folder / "tests" / last, [*model, *overrides], best, say)
+        counts = {name: scores[name] for name in ("num_images", "num_components", "num_steps", "num_starts")}
+        of_last = {name: scores["by_step"][-1][name] for name in ("ami_max", "ami_arithmetic", "ari")}
+        found.append({"overrides": list(overrides), **counts, **of_last})
+    path = results / "peers" / f"{row.name}_seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"row": row.name, "title": row.title, "seed": seed, "machine": machine(), **facts, "tests": found}
+    with atomic_file(path) as file:
+        file.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def _training_images(run: Run) -> int:
+    """Say how many images the run was trained on, each as often as it was seen."""
+    last = checkpoints.read(run.folder / "checkpoints" / "last.ckpt")
+    return last["global_step"] * last[checkpoints.KEY]["data"]["batch_size"]
+
+
+def write(results: Path) -> Path | None:
+    """Write ``peers.md``, and give its path; None if there are no scores."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path in sorted((results / "peers").glob("*.json")):
+        scores = json.loads(path.read_text())
+        found[scores["row"]].append(scores)
+    if not found:
+        return None
+    head = ["data", "model", "seeds", "K", "T", "starts", "AMI (max)", "AMI (arithmetic)", "ARI", "published AMI"]
+    head += ["K + 1", "K + 2", "other starts", "parameters", "seconds", "images a second"]
+    cells, how = [head], [["data", "model", "seed", "command", "epochs", "stopped by", "machine"]]
+    for row in GROUPS["peers"]:
+        of_seeds = found.get(row.name, [])
+        data = row.overrides[0].removeprefix("data=") + (" 20 x 20" if "data.size=20" in row.overrides else "")
+        if of_seeds:
+            cells.append([data, row.title, str(len(of_seeds)), *_numbers(of_seeds), PUBLISHED.get(row.name, "-")])
+            cells[-1] += _further(of_seeds)
+        for one in of_seeds:
+            trained = [str(one.get("epochs", "-")), one.get("stop", "not trained"), tables.machine_of(one["machine"])]
+            how.append([data, row.title, str(one["seed"]), f"`{one['command']}`", *trained])
+    path = results / "peers.md"
+    with atomic_file(path) as file:
+        commands = f"\n## How they were trained\n\n{tables.as_markdown(how)}\n"
+        file.write_text(f"{INTRO}\n{tables.as_markdown(cells)}\n{commands}")
+    return path
+
+
+def _numbers(of_seeds: list[dict[str, Any]]) -> list[str]:
+    """Give K, T, the number of starts, and the scores as trained."""
+    first = of_seeds[0]["tests"][0]
+    sizes = [str(first[name]) for name in ("num_components", "num_steps", "num_starts")]
+    return sizes + [_mean(of_seeds, 0, name) for name in ("ami_max", "ami_arithmetic", "ari")]
+
+
+def _further(of_seeds: list[dict[str, Any]]) -> list[str]:
+    """Give the scores with a larger K and with other starts, and what the training took; "-" if not trained."""
+    if "seconds" not in of_seeds[0]:
+        return ["-"] * 6
+    starts = of_seeds[0]["tests"][3]["num_starts"]
+    seconds, images = (sum(one[name] for one in of_seeds) for name in ("seconds", "training_images"))
+    return [
+        *(_mean(of_seeds, test, "ami_max") for test in (1, 2)),
+        f"{starts}: {_mean(of_seeds, 3, 'ami_max')}",
+        f"{of_seeds[0]['parameters']:,}",
+        f"{seconds / len(of_seeds):.0f}",
+        f"{images / seconds:.0f}",
+    ]
+
+
+def _mean(of_seeds: list[dict[str, Any]], test: int, name: str) -> str:
+    """Give the mean of a score over seeds, with the sample standard deviation if there are several."""
+    found = tables.spread(one["tests"][test][name] for one in of_seeds)
+    return tables.text({"of_mean": found.mean, "of_std": found.deviation}, "of", ".4f")

@@ -37,8 +37,8 @@ INTRO = f"""# Other models
 
 Written by `python -m reproduce tables` from `peers/`. Scores of pixels of exactly one object, means over the first \
 {BATCH * BATCHES:,} test images of each set, after the last step; AMI normalised by the larger entropy (max) or by the \
-mean (arithmetic). *K + 1* and *K + 2*: AMI (max) with more components than the model was trained with. *Images a second*: \
-while training, validation included.
+mean (arithmetic). *K + 1* and *K + 2*: AMI (max) with more components than the model was trained with. *Images a \
+second*: while training, validation included.
 """
 
 

@@ -83,6 +83,16 @@ def test_the_same_seed_gives_the_same_set_and_each_stage_its_own():
     assert (positions("train", max_speed=0) == positions("train", max_speed=0)[:, :1]).all()
 
 
+def test_sequences_that_are_drawn_on_a_gpu_are_not_pinned(monkeypatch):
+    """PyTorch raises an error if a tensor that is to be pinned is not in the memory of the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    data = FlyingShapesDataModule("nowhere", num_frames=2)
+    data.setup("test")
+    assert data.test_dataloader().pin_memory
+    data.stages["test"].device = torch.device("cuda")
+    assert not data.test_dataloader().pin_memory
+
+
 def test_flying_digits(digits):
     data = FlyingMNISTDataModule("nowhere", str(digits), num_objects=2, num_digits_used=20, num_frames=3)
     data.prepare_data()

@@ -78,8 +78,8 @@ def score(row: Row, seed: int, run: Run | None, folder: Path, results: Path, say
         facts["training_images"] = _training_images(run)
     found = []
     for overrides in tests(row):
-        last = overrides[-1].replace("trainer.limit_test_batches", "as_trained")
-        scores = evaluated(folder / "tests" / last, [*model, *overrides], best, say)
+        test = overrides[-1].replace("trainer.limit_test_batches", "batches").replace("=", "-")
+        scores = evaluated(folder / "tests" / test, [*model, *overrides], best, say)
         counts = {name: scores[name] for name in ("num_images", "num_components", "num_steps", "num_starts")}
         of_last = {name: scores["by_step"][-1][name] for name in ("ami_max", "ami_arithmetic", "ari")}
         found.append({"overrides": list(overrides), **counts, **of_last})

@@ -57,7 +57,7 @@ def _ablation(path: Path) -> Row:
 
 def _peer(data: str, model: str, title: str, *overrides: str, trained: bool = True) -> Row:
     of_data = {"shapes20": ("data=shapes", "data.size=20")}.get(data, (f"data={data}",))
-    few = ("trainer.limit_val_batches=10",) if trained else ()
+    few = ("trainer.limit_val_batches=10", "trainer.limit_test_batches=1") if trained else ()
     return Row(f"{data}_{model}", title, (*of_data, *overrides, *few), trained)  # the data first: see peers.tests
 
 

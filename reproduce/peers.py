@@ -1,13 +1,21 @@
 """The rows of other models: ``evaluate.py`` scores each on the same images, also with a larger K and other starts."""
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+
+from nem_lightning import figures
+from nem_lightning.datamodules.base import FramesDataModule
 from nem_lightning.files import atomic_file
 from nem_lightning.training import checkpoints
+from nem_lightning.training.module import GroupingModule
 from reproduce import tables
 from reproduce.evaluation import Run, evaluated, machine
 from reproduce.rows import GROUPS, Row, settings
@@ -15,6 +23,8 @@ from reproduce.scoring import BATCH
 
 BATCHES = 32
 """Test batches."""
+DRAWN, DRAWN_IMAGES = ("shapes", "shapes20"), 12
+"""The data sets of which pictures are drawn, and how many test images."""
 STARTS = 16
 """Of the test with several starts; models that have several by default are tested with one as well."""
 PUBLISHED = {
@@ -83,11 +93,47 @@ def score(row: Row, seed: int, run: Run | None, folder: Path, results: Path, say
         counts = {name: scores[name] for name in ("num_images", "num_components", "num_steps", "num_starts")}
         of_last = {name: scores["by_step"][-1][name] for name in ("ami_max", "ami_arithmetic", "ari")}
         found.append({"overrides": list(overrides), **counts, **of_last})
+    if row.name.partition("_")[0] in DRAWN and seed == 0:
+        facts["pictures"] = _pictures(row, None if run is None else run.best_checkpoint)
     path = results / "peers" / f"{row.name}_seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"row": row.name, "title": row.title, "seed": seed, "machine": machine(), **facts, "tests": found}
     with atomic_file(path) as file:
         file.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+@torch.no_grad()
+def _pictures(row: Row, checkpoint: Path | None) -> dict[str, Any]:
+    """Give the first test images, their true groups and the labels that ``evaluate.py`` finds, each (N, H, W)."""
+    config = settings(row)
+    data: FramesDataModule[Any] = instantiate(config["data"], data_dir=os.environ.get("NEM_DATA_DIR", "data"))
+    data.prepare_data()
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    if checkpoint is None:
+        built = GroupingModule(instantiate(config["model"], image_shape=data.image_shape))
+    else:
+        built = checkpoints.load_module(checkpoint)
+    module = built.eval()
+    *_, last = module(batch["frames"], module.generator("test", 0), module.model.num_starts)
+    found = {"image": batch["frames"][:, 0, 0], "groups": batch["groups"][:, 0], "labels": last.labels}
+    return {name: values[:DRAWN_IMAGES].int().tolist() for name, values in found.items()}
+
+
+def _draw(rows: list[dict[str, Any]]) -> Figure:
+    """Draw the same test images for each model; a component has the colour of the group that shares most with it."""
+    first = rows[0]["pictures"]
+    images, groups = torch.tensor(first["image"]), torch.tensor(first["groups"])
+    mosaic = figures.Mosaic(2 + len(rows), len(images), images.shape[1:], label_width=250)
+    for index, text in enumerate(("input", "true groups", *(row["title"] for row in rows))):
+        mosaic.label(index, 0, text)
+    for column, (image, true) in enumerate(zip(images, groups, strict=True)):
+        mosaic.show(0, column, figures.image_pixels(image[None]))
+        mosaic.show(1, column, figures.groups_colours(true, true))
+        for index, row in enumerate(rows, start=2):
+            labels = torch.tensor(row["pictures"]["labels"][column]) + 1
+            mosaic.show(index, column, figures.groups_colours(labels * image, true))
+    return mosaic.figure()
 
 
 def _training_images(run: Run) -> int:
@@ -116,6 +162,11 @@ def write(results: Path) -> Path | None:
         for one in of_seeds:
             trained = [str(one.get("epochs", "-")), one.get("stop", "not trained"), tables.machine_of(one["machine"])]
             how.append([data, row.title, str(one["seed"]), f"`{one['command']}`", *trained])
+    for data in DRAWN:
+        rows = [one for row in GROUPS["peers"] for one in found.get(row.name, []) if one["row"].startswith(f"{data}_")]
+        if drawn := [row for row in rows if "pictures" in row]:
+            with atomic_file(results / f"peers_{data}.png") as file:
+                _draw(drawn).savefig(file, format="png", dpi=figures.DPI)
     path = results / "peers.md"
     with atomic_file(path) as file:
         commands = f"\n## How they were trained\n\n{tables.as_markdown(how)}\n"

@@ -69,7 +69,7 @@ def _on_shapes(data: str) -> tuple[Row, ...]:
         _peer(data, "rc_single", "Reconstruction Clustering, single", *single),
         _peer(data, "rc", "Reconstruction Clustering, hard", "model=reconstruction_clustering"),
         _peer(data, "tagger", "Tagger, dense", "model=tagger", *_TAGGER),
-        _peer(data, "slots", "Slot Attention", "model=slot_attention"),
+        _peer(data, "slots", "Slot Attention", "model=slot_attention", *_SLOTS),
         _peer(data, "kmeans", "k-means on (x, y)", "model=position_kmeans", trained=False),
         _peer(data, "gmm", "Gaussian mixture on (x, y)", "model=position_mixture", trained=False),
         _peer(data, "mixture", "mixture of whole images", "model=mixture", trained=False),
@@ -88,6 +88,7 @@ def _on(data: str, components: int) -> tuple[Row, ...]:
 
 
 _TAGGER = ("model.mapping=dense", "model.hidden_sizes=[500,500]", "trainer.max_epochs=5", "optimizer.lr=1e-3")
+_SLOTS = ("trainer.max_epochs=1", "trainer.limit_train_batches=750")  # as many seconds as RNN-EM
 _SETS = {"corners": 5, "bars": 12, "mnist_shape": 2, "multi_mnist": 3}
 """The other data sets of Reconstruction Clustering, and how many objects their images have."""
 _PEERS = (*_on_shapes("shapes"), *_on_shapes("shapes20"), *(row for name, k in _SETS.items() for row in _on(name, k)))

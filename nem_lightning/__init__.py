@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from nem_lightning.models.losses import NeuralEMLoss
     from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
     from nem_lightning.models.reconstruction_clustering import ReconstructionClustering
+    from nem_lightning.models.slot_attention import SlotAttention
+    from nem_lightning.models.tagger import Tagger
+    from nem_lightning.predictions import group
     from nem_lightning.training.checkpoints import load
 
 __version__ = "0.1.0"
@@ -26,6 +29,9 @@ __all__ = [
     "NeuralEMLoss",
     "ReconstructionClustering",
     "RecurrentMStep",
+    "SlotAttention",
+    "Tagger",
+    "group",
     "load",
 ]
 
@@ -39,6 +45,9 @@ _PLACES = {
     "GradientMStep": "models.m_steps",
     "RecurrentMStep": "models.m_steps",
     "ReconstructionClustering": "models.reconstruction_clustering",
+    "SlotAttention": "models.slot_attention",
+    "Tagger": "models.tagger",
+    "group": "predictions",
     "load": "training.checkpoints",
 }
 

@@ -6,6 +6,7 @@ from nem_lightning.datamodules.binding import (
     MNISTShapeDataModule,
     MultiMNISTDataModule,
 )
+from nem_lightning.datamodules.files import FilesDataModule
 from nem_lightning.datamodules.flying import FlyingShapesDataModule
 from nem_lightning.datamodules.mnist import FlyingMNISTDataModule
 from nem_lightning.datamodules.shapes import ShapesDataModule
@@ -14,6 +15,7 @@ from nem_lightning.datamodules.voc import VOCDataModule
 __all__ = [
     "BarsDataModule",
     "CornersDataModule",
+    "FilesDataModule",
     "FlyingMNISTDataModule",
     "FlyingShapesDataModule",
     "MNISTShapeDataModule",

@@ -1,0 +1,285 @@
+"""Images of your own: a folder of image files, a NumPy file or an HDF5 file.
+
+Shapes: N images or sequences, B of them in a batch, F frames, C channels, H by W pixels.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from nem_lightning.datamodules import arrays
+from nem_lightning.datamodules.base import Batch, Frames, FramesDataModule, whole_groups
+from nem_lightning.datamodules.image_folder import ImageFolder, spread
+from nem_lightning.errors import require, require_count, require_flag, require_number
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 200
+"""How many images are looked at to find what kind of pixels there are."""
+
+
+class ArrayFrames(Frames):
+    """Images in an array that may be larger than memory: a batch is read when it is asked for.
+
+    Args:
+        images: any array that can be indexed, with N first.
+        masks: the same, or None.
+        chosen: (N',) the indices of those that are used, in rising order.
+        layout: the order of the axes of ``images``.
+        scale: divisor of the pixels.
+        binary: whether pixels must be 0 or 1.
+        channels: C; 3 of 4 channels are used.
+        size: H and W; images of another size are resized.
+        background: whether the first of the masks of objects is that of the background.
+        name: of the file, for errors.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        masks: Any,
+        chosen: np.ndarray,
+        layout: str,
+        scale: float,
+        binary: bool,
+        channels: int,
+        size: tuple[int, int],
+        background: bool,
+        name: str,
+    ) -> None:
+        self.images, self.masks, self.chosen, self.layout, self.scale = images, masks, chosen, layout, scale
+        self.binary, self.channels, self.size, self.background, self.name = binary, channels, size, background, name
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Read a batch.
+
+        Raises:
+            InputError: pixels or labels that are not what the first images have.
+        """
+        rows = self.chosen[np.asarray(indices)]
+        pixels = arrays.in_order(_rows(self.images, rows), self.layout)[:, :, : self.channels]
+        pixels = pixels.astype(np.float32) / np.float32(self.scale)
+        _require_pixels(pixels, self.binary, self.name)
+        frames = torch.from_numpy(pixels)
+        count, num_frames, _, *size = frames.shape
+        if tuple(size) != self.size:
+            resized = F.interpolate(frames.flatten(0, 1), self.size, mode="area")
+            frames = resized.round() if self.binary else resized
+            frames = frames.unflatten(0, (count, num_frames))
+        batch = {"frames": frames}
+        if self.masks is not None:
+            masks = _rows(self.masks, rows)
+            groups = arrays.groups_from(masks, num_frames, (size[0], size[1]), self.background, self.name)
+            labels = torch.from_numpy(whole_groups(groups, self.name).astype(np.int64))
+            if tuple(size) != self.size:
+                labels = F.interpolate(labels.double(), self.size, mode="nearest-exact").long()
+            batch["groups"] = labels
+        return batch
+
+
+class FilesDataModule(FramesDataModule[ArrayFrames]):
+    """Images of your own, with or without masks.
+
+    - *A folder of images* (PNG, JPEG, TIFF, WebP, BMP), also in folders in it. If it has folders ``train`` and ``test``
+      (and ``val``), these are the splits. The images are resized once, into a file in ``cache_dir``.
+    - *A NumPy file* (.npy, .npz) *or an HDF5 file*, of stills or sequences. .npy and HDF5 files are read batch by
+      batch, so they may be larger than memory.
+
+    Pixels are binary if those of some images are; images are grey if none of them has colours. Masks are images or
+    arrays of integer labels (0: background, which is not scored), or arrays with a mask of each object. Without masks,
+    AMI and ARI are not scored.
+
+    Args:
+        path: the folder or the file.
+        masks: a folder of masks with the names of the images; by default, masks are the files ``NAME_mask.png`` beside
+            the images, if there are any. For arrays: a NumPy file of masks.
+        images_key: the name of the array of images in an .npz or HDF5 file, such as ``training/features``.
+        masks_key: the name of the array of masks.
+        layout: the order of the axes of an array, such as NHWC, NCHW or NFHWC; by default found by its shape.
+        masks_background: whether the first mask of arrays with a mask of each object is that of the background.
+        size: height and width, one number or two, to which images are resized; by default as they are.
+        binary: whether pixels are 0 or 1; by default found from the first images.
+        val_fraction: the share of images to validate on, if there are no folders of splits.
+        test_fraction: the share of images to test on, likewise.
+        split_seed: of the split.
+        skip_unreadable: whether image files that cannot be read are left out, and counted; otherwise they are an error.
+        cache_dir: the folder of resized images.
+        batch_size: images in a batch, at least 1.
+        seed: of the order of training batches.
+
+    Raises:
+        InputError: a setting out of its range, or a file that cannot be used; the message names the file.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        masks: str | None = None,
+        images_key: str | None = None,
+        masks_key: str | None = None,
+        layout: str | None = None,
+        masks_background: bool = True,
+        size: int | Sequence[int] | None = None,
+        binary: bool | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        skip_unreadable: bool = False,
+        cache_dir: str = "data",
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, seed)
+        require_flag("masks_background", masks_background)
+        require_flag("skip_unreadable", skip_unreadable)
+        require_count("split_seed", split_seed, minimum=0)
+        for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            require_number(name, share, minimum=0, maximum=1)
+        require(val_fraction + test_fraction < 1, "val_fraction + test_fraction: must be less than 1")
+        require(binary is None or isinstance(binary, bool), f"binary={binary}: must be true, false or null")
+        require(path is not None, "data.path: must be given, the folder or file of images")
+        self.path = Path(path).expanduser()
+        self.fractions, self.split_seed = {"val": val_fraction, "test": test_fraction}, split_seed
+        self.background, self.cache_dir = masks_background, Path(cache_dir).expanduser()
+        wanted = _checked_size(size)
+        self.folder: ImageFolder | None = None
+        if self.path.is_dir():
+            require(images_key is None and masks_key is None, "images_key, masks_key: are for files of arrays")
+            self.folder = ImageFolder(self.path, masks, wanted, skip_unreadable, self.cache_dir)
+            self._images, self._masks = self.folder.sample(SAMPLE), None
+            self.layout = "NCHW"
+        else:
+            require(
+                self.path.suffix in arrays.SUFFIXES,
+                f"{self.path}: must be a folder of images, or a file of {', '.join(arrays.SUFFIXES)}",
+            )
+            self._images, self._masks = arrays.read(self.path, images_key, masks_key)
+            if masks is not None:
+                self._masks, _ = arrays.read(Path(masks).expanduser(), masks_key, None)
+            self.layout = layout or arrays.layout_of(self._images.shape, str(self.path))
+            letters = "".join(sorted(self.layout))
+            fits = self.layout[:1] == "N" and letters in ("HNW", "CHNW", "FHNW", "CFHNW")
+            require(
+                fits and len(letters) == self._images.ndim,
+                f"layout={self.layout}: must name the {self._images.ndim} axes of the images, N first, by the letters "
+                "N, F, C, H and W",
+            )
+            count = len(self._images)
+            require(
+                self._masks is None or len(self._masks) == count,
+                f"{self.path}: has {count} images and {0 if self._masks is None else len(self._masks)} masks; must be "
+                "as many",
+            )
+        first = arrays.in_order(_rows(self._images, spread(len(self._images), SAMPLE)), self.layout)
+        channels, *found = first.shape[2:]
+        height, width = wanted or (found[0], found[1])
+        self.image_shape = (min(channels, 3), height, width)
+        self.scale = _scale(first)
+        values = first[:, :, :3].astype(np.float32) / self.scale
+        _require_pixels(values, False, str(self.path))
+        is_binary = bool(np.isin(values, (0, 1)).all())
+        require(
+            is_binary or binary is not True,
+            f"{self.path}: has pixels other than black and white; set data.binary=false",
+        )
+        self.binary = is_binary if binary is None else binary
+        self._say(first.shape[1])
+
+    def _say(self, num_frames: int) -> None:
+        what = "images" if num_frames == 1 else f"sequences of {num_frames} frames"
+        has_masks = self._masks is not None or (self.folder is not None and self.folder.has_masks)
+        count = len(self.folder.files) if self.folder is not None else len(self._images)
+        channels, height, width = self.image_shape
+        kind = "black and white" if self.binary else "grey" if channels == 1 else "in colours"
+        masks = "with masks" if has_masks else "without masks"
+        log.info("%s: %d %s of %dx%d, %s, %s", self.path, count, what, height, width, kind, masks)
+
+    def prepare_data(self) -> None:
+        """Resize the images of a folder, once; several processes may do so at once."""
+        if self.folder is not None:
+            self.folder.write(self.binary)
+
+    def load(self, stage: str) -> ArrayFrames:
+        """Read the images of a stage, "train", "val" or "test", or "all" images."""
+        images, masks, scale = self._images, self._masks, self.scale
+        if self.folder is not None:
+            images, masks, scale = self.folder.read(self.binary)
+        chosen = self._chosen(stage, len(images))
+        require(len(chosen) > 0, f"{self.path}: has no images for {stage}; add some, or set data.{stage}_fraction")
+        return ArrayFrames(
+            images,
+            masks,
+            chosen,
+            self.layout,
+            scale,
+            self.binary,
+            self.image_shape[0],
+            self.image_shape[1:],
+            self.background,
+            str(self.path),
+        )
+
+    def names(self) -> list[str]:
+        """Give a name for each image that :meth:`load` gives for "all": the file's in the folder, or a number."""
+        if self.folder is not None:
+            return [file.relative_to(self.path).with_suffix("").as_posix() for file in self.folder.kept]
+        digits = len(str(len(self._images) - 1))
+        return [f"{index:0{digits}}" for index in range(len(self._images))]
+
+    def _chosen(self, stage: str, count: int) -> np.ndarray:
+        """Give the indices of a stage's images."""
+        if stage == "all":
+            return np.arange(count)
+        if self.folder is not None and self.folder.has_splits:
+            return np.flatnonzero(np.array(self.folder.stages()) == stage)
+        order = np.random.default_rng(self.split_seed).permutation(count)
+        val, test = (round(self.fractions[name] * count) for name in ("val", "test"))
+        parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
+        return np.sort(parts[stage])
+
+
+def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """Give H and W, or None.
+
+    Raises:
+        InputError: not one or two integers of at least 1.
+    """
+    if size is None:
+        return None
+    both = (size, size) if isinstance(size, int) else tuple(size)
+    require(len(both) == 2, f"size={size}: must be one number, or [height, width]")
+    for one in both:
+        require_count("size", one)
+    return both[0], both[1]
+
+
+def _rows(array: Any, rows: np.ndarray) -> np.ndarray:
+    """Read some rows of an array; HDF5 wants them in rising order, each once."""
+    unique, inverse = np.unique(rows, return_inverse=True)
+    return np.asarray(array[unique])[inverse]
+
+
+def _scale(sample: np.ndarray) -> float:
+    """Find the divisor of pixels by their type and the largest of some of them."""
+    largest = float(sample.max(initial=0))
+    if sample.dtype == bool or largest <= 1:
+        return 1.0
+    return 255.0 if largest <= 255 else 65_535.0
+
+
+def _require_pixels(pixels: np.ndarray, binary: bool, name: str) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` for pixels that are not from 0 to 1, or not 0 or 1."""
+    fits = bool(np.isfinite(pixels).all() and pixels.min(initial=0) >= 0 and pixels.max(initial=0) <= 1)
+    require(fits, f"{name}: has pixels that are no numbers, negative, or larger than the first images say")
+    require(
+        not binary or bool(np.isin(pixels, (0, 1)).all()),
+        f"{name}: has pixels other than black and white, but the first images have not; set data.binary=false",
+    )

@@ -1,0 +1,153 @@
+"""Image files of a folder: which there are, and what is in them."""
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from nem_lightning.errors import InputError, require
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+LARGEST = 50_000_000
+"""Pixels of an image; a file that says it has more is refused before it is decoded."""
+GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
+"""PIL's modes of one channel."""
+NAMES_OF_MASKS = ("_mask", ".mask", "-mask")
+"""What follows the name of an image in the name of its mask, if the masks lie beside the images."""
+
+
+class Header(NamedTuple):
+    """What a file says of its image."""
+
+    height: int
+    width: int
+    channels: int
+    is_deep: bool
+    """Whether pixels have more than 8 bits."""
+
+
+def find(folder: Path) -> list[Path]:
+    """Give the image files in a folder and the folders in it, in the order of their names; hidden ones are left out.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    kinds = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+    require(bool(found), f"{folder}: has no images in it; allowed are files of {kinds}")
+    return sorted(found)
+
+
+def is_mask(path: Path) -> bool:
+    """Say whether a file beside images is a mask by its name, such as ``7_mask.png``."""
+    return path.stem.endswith(NAMES_OF_MASKS)
+
+
+def mask_of(path: Path, folder: Path, masks: Path | None) -> Path | None:
+    """Give the mask of an image: the file of the same name in the folder of masks, or ``NAME_mask`` beside the image.
+
+    Args:
+        path: of the image.
+        folder: of the images.
+        masks: the folder of masks; None if masks lie beside the images.
+    """
+    if masks is None:
+        candidates = [path.with_name(f"{path.stem}{name}") for name in NAMES_OF_MASKS]
+    else:
+        candidates = [masks / path.relative_to(folder).with_suffix("")]
+    files = [Path(f"{candidate}{suffix}") for candidate in candidates for suffix in (".png", ".tif", ".tiff", ".bmp")]
+    return next((file for file in files if file.is_file()), None)
+
+
+def header(path: Path) -> Header:
+    """Read the size of an image, and whether it has colours.
+
+    Raises:
+        InputError: no image, an animated one, or one of too many pixels.
+    """
+    with _opened(path) as image:
+        return Header(image.height, image.width, 1 if image.mode in GREY else 3, image.mode[0] in "IF")
+
+
+def read(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
+    """Read an image: (C, H, W) float32 in [0, 1].
+
+    Args:
+        path: of the file.
+        channels: 1 or 3; colours become grey, or grey becomes colours.
+        size: height and width; an image of another size is resized, each pixel the mean of those that it replaces.
+
+    Raises:
+        InputError: as :func:`header`, a damaged file, or pixels that are no numbers or out of their range.
+    """
+    with _opened(path) as image:
+        pixels = _decoded(image, path, size, Image.Resampling.BOX)
+        if pixels.ndim == 3 and channels == 1:
+            pixels = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    fits = bool(np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1)
+    require(fits, f"{path}: has pixels that are no numbers from 0 to 1")
+    return np.broadcast_to(pixels, (*pixels.shape[:2], channels)).transpose(2, 0, 1)
+
+
+def read_mask(path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:
+    """Read a mask of labels: (H, W) integers; a label is the index of a colour, or a grey value.
+
+    Args:
+        path: of the mask.
+        image: its image; both must have one size.
+        size: height and width; a mask of another size is resized to the nearest labels.
+
+    Raises:
+        InputError: a file that cannot be read, has colours but no palette, or has another size than its image.
+    """
+    wanted = header(image)
+    with _opened(path) as mask:
+        given = (mask.height, mask.width)
+        require(
+            given == wanted[:2],
+            f"{path}: is {given[0]}x{given[1]} (height, width), its image {wanted.height}x{wanted.width}; both must "
+            "have one size",
+        )
+        require(
+            mask.mode in (*GREY, "P"), f"{path}: has colours; a mask must be grey or have a palette, a value an object"
+        )
+        try:
+            return np.array(mask.resize((size[1], size[0]), Image.Resampling.NEAREST))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def _decoded(image: Image.Image, path: Path, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    """Give the pixels, (H, W) or (H, W, 3) float32, in [0, 1] unless the file has others."""
+    try:
+        if image.mode not in GREY:
+            image = image.convert("RGB")
+        most = {"1": 1, "F": 1}.get(image.mode, 65_535 if image.mode.startswith("I") else 255)
+        if image.mode == "1":
+            image = image.convert("L").point(lambda value: value and 1)
+        pixels = image.convert("F") if image.mode in GREY else image
+        return np.asarray(pixels.resize((size[1], size[0]), resampling), np.float32) / most
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def _opened(path: Path) -> Image.Image:
+    """Open an image without decoding it."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            image = Image.open(path)
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: has more than {LARGEST:,} pixels; make it smaller") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from error
+    with_frames = getattr(image, "n_frames", 1) > 1
+    huge = image.width * image.height > LARGEST
+    if with_frames or huge:
+        image.close()
+    require(not with_frames, f"{path}: has several frames; must be a still image")
+    require(not huge, f"{path}: has {image.width}x{image.height} pixels; make it smaller, at most {LARGEST:,}")
+    return image

@@ -1,0 +1,196 @@
+"""Group images of your own with a trained model: as arrays, and as files.
+
+Shapes: N images or sequences, F frames, K components, C channels, H by W pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nem_lightning import figures
+from nem_lightning.datamodules.arrays import in_order
+from nem_lightning.datamodules.files import FilesDataModule
+from nem_lightning.errors import InputError, require
+from nem_lightning.files import atomic_file
+from nem_lightning.models.grouping import Grouping, frame_pair
+from nem_lightning.models.m_steps import evaluating
+from nem_lightning.training import checkpoints
+from nem_lightning.training.module import GroupingModule
+
+LAYOUTS = ("HW", "CHW", "HWC", "NHW", "NCHW", "NHWC", "NFHW", "NFCHW", "NFHWC")
+SHEET = 24
+"""Images on the contact sheet."""
+
+
+class Groups(NamedTuple):
+    """What a model finds in images, after its last step."""
+
+    labels: np.ndarray
+    """The component of each pixel, (N, H, W), integers from 1 to K; 0 for the black pixels of black and white images,
+    which all components explain alike."""
+    responsibilities: np.ndarray
+    """gamma, (N, K, H, W) float32; sums to 1 over K."""
+    means: np.ndarray | None
+    """mu, (N, K, C, H, W) float32; None if the model has no means."""
+
+
+def group(
+    images: Any,
+    checkpoint: str | Path,
+    *,
+    num_components: int | None = None,
+    num_steps: int | None = None,
+    num_starts: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Groups:
+    """Group the pixels of images with a trained model.
+
+    Args:
+        images: one image, or a list or an array of them: NumPy arrays, PyTorch tensors or PIL images, of the size that
+            the model takes. Axes may have any usual order, such as NHWC or NCHW. Pixels are booleans, integers of 8 or
+            16 bits, or floats in [0, 1].
+        checkpoint: the path of the model.
+        num_components: K; as trained by default.
+        num_steps: T; as trained by default.
+        num_starts: how many starts to choose from; as trained by default.
+        seed: of the random numbers.
+        batch_size: images at a time.
+
+    Raises:
+        InputError: images of another size than the model takes, or with other pixels; or a checkpoint that cannot be
+            used.
+    """
+    sizes = {"num_components": num_components, "num_steps": num_steps, "num_starts": num_starts}
+    module = checkpoints.load_module(checkpoint, seed=seed, sizes=sizes)
+    frames = torch.from_numpy(_frames(images, module.model.image_shape, module.model.binary))
+    found = [_group(module, index, part) for index, part in enumerate(frames.split(batch_size))]
+    return Groups(*(None if parts[0] is None else np.concatenate(parts) for parts in zip(*found, strict=True)))  # pyright: ignore[reportArgumentType]
+
+
+def write(data: FilesDataModule, module: GroupingModule, output: Path, batch_size: int) -> Iterator[int]:
+    """Group all images of a data set and write what is found, batch by batch; goes on where an earlier call stopped.
+
+    For each image: ``labels/NAME.png``, whose pixels are the labels of :class:`Groups`, in colours;
+    ``overlays/NAME.png``, the image in these colours; ``arrays/NAME.npz`` with ``responsibilities`` (K, H, W) and
+    ``means`` (K, C, H, W). At the end, ``contact_sheet.png`` shows the first images. Nothing is overwritten.
+
+    Args:
+        data: prepared.
+        module: the model.
+        output: the folder.
+        batch_size: images at a time.
+
+    Yields:
+        How many images are done, after each batch.
+    """
+    frames, names = data.load("all"), data.names()
+    for batch, start in enumerate(range(0, len(frames), batch_size)):
+        indices = range(start, min(start + batch_size, len(frames)))
+        of_batch = [names[index] for index in indices]
+        if not all((output / "arrays" / f"{name}.npz").exists() for name in of_batch):
+            images = frames.__getitems__(indices)["frames"]
+            found = _group(module, batch, images)
+            for index, name in enumerate(of_batch):
+                means = None if found.means is None else found.means[index]
+                _write(output, name, images[index, -1], found.labels[index], found.responsibilities[index], means)
+        yield indices.stop
+    _write_sheet(output, names[:SHEET])
+
+
+@torch.no_grad()
+def _group(module: GroupingModule, batch: int, frames: torch.Tensor) -> Groups:
+    """Group a batch, with the random numbers that ``evaluate.py`` draws for it."""
+    model = module.model
+    with evaluating(model):
+        last: Grouping
+        *_, last = model.groupings(frames.to(module.device), generator=module.generator("test", batch))
+    labels = last.labels.cpu() + 1
+    if model.binary:
+        labels *= (frame_pair(frames, model.num_steps)[1] > 0).any(1)
+    gamma = last.responsibilities.squeeze(2).float().cpu().numpy()
+    return Groups(labels.numpy(), gamma, None if last.mean is None else last.mean.float().cpu().numpy())
+
+
+def _frames(images: Any, image_shape: tuple[int, int, int], binary: bool) -> np.ndarray:
+    """Give images as frames (N, F, C, H, W), float32 in [0, 1].
+
+    Raises:
+        InputError: images of another size, or other pixels than the model takes.
+    """
+    several = images if isinstance(images, list | tuple) else [images]
+    require(len(several) > 0, "images: there are none")
+    parts = [
+        image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image) for image in several
+    ]
+    shapes = {part.shape for part in parts}
+    require(len(shapes) == 1, f"images: have shapes {', '.join(map(str, sorted(shapes)))}; must all have one")
+    array = np.stack(parts) if isinstance(images, list | tuple) else parts[0]
+    channels, height, width = image_shape
+    of_letter = {"C": channels, "H": height, "W": width}
+    for layout in LAYOUTS:
+        fits = len(layout) == array.ndim and ("C" in layout or channels == 1)
+        if fits and all(of_letter.get(letter, size) == size for letter, size in zip(layout, array.shape, strict=True)):
+            ordered = array if "N" in layout else array[None]
+            frames = in_order(ordered, layout if "N" in layout else f"N{layout}")
+            return _pixels(frames, binary)
+    raise InputError(
+        f"images: have shape {array.shape}; this model takes images of {height}x{width} (height, width) with "
+        f"{channels} channel{'s' if channels > 1 else ''}: resize them"
+    )
+
+
+def _pixels(frames: np.ndarray, binary: bool) -> np.ndarray:
+    largest = frames.max(initial=0)
+    scale = 1 if frames.dtype == bool or largest <= 1 else 255 if largest <= 255 else 65_535
+    pixels = frames.astype(np.float32) / np.float32(scale)
+    fits = bool(np.isfinite(pixels).all() and pixels.min(initial=0) >= 0 and pixels.max(initial=0) <= 1)
+    require(fits, "images: have pixels that are no numbers from 0 to 1, nor integers of 8 or 16 bits")
+    black_or_white = not binary or bool(np.isin(pixels, (0, 1)).all())
+    require(black_or_white, "images: have grey pixels, but this model takes black and white ones; compare with a limit")
+    return pixels
+
+
+def _write(
+    output: Path, name: str, image: torch.Tensor, labels: np.ndarray, responsibilities: np.ndarray, means: Any
+) -> None:
+    """Write what was found in one image; the arrays last, as they say that the image is done."""
+    palette = np.concatenate([np.zeros((1, 3)), figures.colours(255)]) * 255
+    indexed = Image.fromarray(labels.astype(np.uint8))
+    indexed.putpalette(palette.round().astype(np.uint8).tobytes())
+    mixed = figures.grouping_colours(torch.from_numpy(responsibilities))
+    overlay = 0.5 * figures.image_pixels(image) + 0.5 * mixed
+    pictures = {"labels": indexed, "overlays": Image.fromarray((overlay * 255).round().astype(np.uint8))}
+    for folder, picture in pictures.items():
+        path = output / folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
+            picture.save(file, format="png")
+    path = output / "arrays" / f"{name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {"responsibilities": responsibilities} | ({} if means is None else {"means": means})
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _write_sheet(output: Path, names: Sequence[str]) -> None:
+    """Draw the first overlays and labels, in rows of twelve."""
+    rows = [names[start : start + 12] for start in range(0, len(names), 12)]
+    first = _read(output / "labels" / f"{names[0]}.png")
+    mosaic = figures.Mosaic(2 * len(rows), len(rows[0]), first.shape[:2], figures.LABELS)
+    for index, row in enumerate(rows):
+        for offset, (folder, text) in enumerate((("overlays", "overlay"), ("labels", "labels"))):
+            mosaic.label(2 * index + offset, 0, text)
+            for column, name in enumerate(row):
+                mosaic.show(2 * index + offset, column, _read(output / folder / f"{name}.png"))
+    with atomic_file(output / "contact_sheet.png") as file:
+        mosaic.figure().savefig(file, format="png", dpi=figures.DPI)
+
+
+def _read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")) / 255

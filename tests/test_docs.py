@@ -7,6 +7,7 @@ import runpy
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import Command, composed
 from conftest import FEW, ROOT
@@ -14,8 +15,11 @@ from devkit import make_devkit
 from digits import make_digits
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
+from tiny import few_shapes
 
 import evaluate
+import predict
 import train
 from nem_lightning import figures
 from nem_lightning.datamodules import flying, mnist, shapes
@@ -42,6 +46,16 @@ def test_the_python_example_of_the_readme():
     assert found["grouping"].labels.shape == (8, 28, 28) and found["grouping"].labels.max() <= 2
 
 
+def test_the_python_example_of_the_page_on_own_images():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_images.md").read_text(), flags=re.DOTALL)
+    found: dict = {}
+    with contextlib.chdir(ROOT):
+        exec(example, found)
+    labels, images = found["groups"].labels, found["images"]
+    assert not labels[~images].any() and len(set(labels[0, 3:9, 3:9].flat)) == 1
+    assert labels[0, 3, 3] != labels[0, 15, 12]
+
+
 def test_the_notebook():
     notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -56,9 +70,8 @@ def test_the_notebook():
 def commands() -> list[str]:
     """Give every ``python ...`` command in README, docs and the help of the scripts, without its comment."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "conf" / "hydra").glob("*.yaml")]
-    found = re.findall(
-        r"python ((?:train|evaluate)\.py|-m [a-z_.]+)((?: [^ `#|&\n)]+)*)", "\n".join(map(Path.read_text, pages))
-    )
+    text = "\n".join(map(Path.read_text, pages))
+    found = re.findall(r"python ((?:train|evaluate|predict)\.py|-m [a-z_.]+)((?: [^ `#|&\n)]+)*)", text)
     return sorted({f"{script}{arguments}" for script, arguments in found if "$g" not in arguments})
 
 
@@ -71,9 +84,12 @@ FITTING = {
     "ckpt_path=...": "ckpt_path={checkpoint}",
     "results/checkpoints/": f"{ROOT}/results/checkpoints/",
     "seed=S": "seed=3",
+    "=my_images.npy": "={images}.npy",
+    "=my_images": "={images}",
+    "=my_groups": "={groups}",
     "$SLURM_JOB_ID": "7",
 }
-STEPS = {"train": "model.num_steps", "evaluate": "num_steps"}
+STEPS = {"train": "model.num_steps", "evaluate": "num_steps", "predict": "num_steps"}
 SMALL = {
     "train": [
         *("model.m_step.hidden_size=10", "model.num_starts=2", "data.batch_size=2", "trainer.max_epochs=2"),
@@ -81,6 +97,7 @@ SMALL = {
         *("trainer.log_every_n_steps=1", "trainer.accelerator=cpu", "logger=csv"),
     ],
     "evaluate": ["data.batch_size=2", "trainer.limit_test_batches=1", "trainer.accelerator=cpu"],
+    "predict": ["num_starts=1"],
 }
 
 
@@ -95,11 +112,24 @@ def places(tmp_path_factory, data_dir):
         devkit, of_data = make_devkit(folder), [f"paths.data_dir={data_dir}", f"data.mnist_dir={folder}/mnist"]
         best = "{}/checkpoints/best.ckpt"
         found = {"devkit": str(devkit), "data": data_dir, "mnist": f"{folder}/mnist"}
+        found["images"] = str(make_images(folder / "images"))
         found["last"] = f"{trained(folder / 'run', of_data[:1])}/checkpoints/last.ckpt"
         found["digits"] = best.format(trained(folder / "digits", [*of_data, "experiment=flying_mnist_2"]))
         voc = ["data=voc", f"data.devkit={devkit}", f"data.cache_dir={folder}", "data.size=16"]
         found["voc"] = best.format(trained(folder / "voc", [*of_data[:1], *voc]))
         yield found
+
+
+def make_images(folder: Path) -> Path:
+    """Write images with masks as files in a folder, and the images as an array in a file beside the folder."""
+    folder.mkdir()
+    frames = few_shapes(20)
+    images, groups = frames.frames[:, 0, 0].numpy(), frames.groups[:, 0].numpy()
+    for index, (image, labels) in enumerate(zip(images, groups, strict=True)):
+        Image.fromarray(image * np.uint8(255)).save(folder / f"{index}.png")
+        Image.fromarray(labels).save(folder / f"{index}_mask.png")
+    np.save(folder.with_suffix(".npy"), images)
+    return folder
 
 
 def trained(folder: Path, overrides: list[str]) -> Path:
@@ -118,7 +148,7 @@ def to_run() -> list[str]:
     for command in sorted(commands(), key=len):
         script, *arguments = command.split()
         ours = frozenset(each.partition(",")[0] for each in arguments if not each.startswith(("hydra", "-m")))
-        if script in ("train.py", "evaluate.py"):
+        if script != "-m":
             kept[script, ours] = command
     return sorted(kept.values())
 
@@ -131,7 +161,9 @@ def test_a_command_runs(command, tmp_path, places, monkeypatch):
     for words, value in FITTING.items():
         command = command.replace(words, value)
     checkpoint = places["voc"] if "data=voc" in command else CHECKPOINT
-    script, *arguments = command.format(checkpoint=checkpoint, **places).split()
+    script, *arguments = command.format(checkpoint=checkpoint, groups=tmp_path / "groups", **places).split()
+    if arguments == ["..."]:  # of a help, with what follows
+        return
     if arguments == ["--help"] or "--config-dir" in arguments:  # other tests here and in test_cli run these
         return
     parsed = OverridesParser.create().parse_overrides([each for each in arguments if each != "-m"])
@@ -142,8 +174,7 @@ def test_a_command_runs(command, tmp_path, places, monkeypatch):
     given = {each.partition("=")[0] for each in own}
     small = [each for each in SMALL[script] if script == "train" or each.partition("=")[0] not in given]
     small += [f"{name}=2" for name in (STEPS[script],) if name not in given]
-    if "reconstruction_clustering" in command or "/results/checkpoints/" in command:
-        # It has no M-step; the shipped weights have 250 units.
+    if any(each in command for each in (*NO_M_STEP, "/results/checkpoints/")):  # the shipped weights have 250 units
         small = [each for each in small if not each.startswith("model.m_step.")]
     if "mnist" in command:
         small.append(f"data.mnist_dir={places['mnist']}")
@@ -153,12 +184,17 @@ def test_a_command_runs(command, tmp_path, places, monkeypatch):
         own += [*small, "trainer.devices=2", f"paths.data_dir={places['data']}"]
         Command("train.py", *own, folder=tmp_path).end()
         return
+    if script == "predict":
+        predict.predict(composed(script, *own, *small, f"paths.data_dir={tmp_path}"))
+        assert (tmp_path / "groups" / "contact_sheet.png").exists()
+        return
     config = composed(script, *own, *small, f"paths.run_dir={tmp_path}/run", f"paths.data_dir={places['data']}")
     with RunFolder(tmp_path / "run") as folder:
         train.train(config, folder) if script == "train" else evaluate.evaluate(config, folder)
     assert len(json.loads((tmp_path / "run" / "scores.json").read_text())["by_step"]) >= 1
 
 
+NO_M_STEP = ("reconstruction_clustering", "model=tagger", "model=slot_attention")
 CHECKPOINT = ROOT / "results" / "checkpoints" / "rnn_em_seed0.ckpt"
 
 

@@ -81,7 +81,8 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     folder.finish(found)
     console = Console()
     images = f"{found['num_images']} {config.split} images of {type(datamodule).__name__.removesuffix('DataModule')}"
-    title = f"K={module.model.num_components}, {images}, by EM step"
+    up_to = "K up to " if module.model.choose_up_to is not None else "K="
+    title = f"{up_to}{found['num_components']}, {images}, by EM step"
     command_line.print_saved_scores(title, found, console)
     places = [Place("scores", folder.path / SCORES), *command_line.places_of(pictures)]
     command_line.print_places(places, console)

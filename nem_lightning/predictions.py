@@ -42,7 +42,7 @@ def group(
     images: Any,
     checkpoint: str | Path,
     *,
-    num_components: int | None = None,
+    num_components: int | str | None = None,
     num_steps: int | None = None,
     num_starts: int | None = None,
     seed: int = 0,
@@ -55,7 +55,7 @@ def group(
             the model takes. Axes may have any usual order, such as NHWC or NCHW. Pixels are booleans, integers of 8 or
             16 bits, or floats in [0, 1].
         checkpoint: the path of the model.
-        num_components: K; as trained by default.
+        num_components: K; as trained by default. "auto": chosen for each image, up to twice as many as trained.
         num_steps: T; as trained by default.
         num_starts: how many starts to choose from; as trained by default.
         seed: of the random numbers.

@@ -20,6 +20,7 @@ from nem_lightning.models.grouping import Grouping, GroupingModel, TrainingLoss,
 from nem_lightning.models.likelihoods import Likelihood
 from nem_lightning.models.losses import NeuralEMLoss
 from nem_lightning.models.m_steps import MStep
+from nem_lightning.models.num_components import unroll_choosing
 from nem_lightning.models.starts import STARTS, best_start, energy
 
 log = logging.getLogger(__name__)
@@ -133,14 +134,31 @@ class NeuralEM(GroupingModel):
         generator: torch.Generator | None,
     ) -> Iterator[Iterate]:
         """Yield the iterates after steps 1 to T, for each image from its best start."""
+        best = self.best_start(frames, num_components, num_steps, num_starts, generator)
+        yield from self.steps(best, frames, frames, num_steps)
+
+    def unroll_choosing(
+        self, frames: Tensor, most: int, num_steps: int, num_starts: int, generator: torch.Generator | None
+    ) -> Iterator[Iterate]:
+        """Choose K for each image: :func:`~nem_lightning.models.num_components.unroll_choosing`."""
+        return unroll_choosing(self, frames, most, num_steps, num_starts, generator)
+
+    def best_start(
+        self,
+        frames: Tensor,
+        num_components: int,
+        num_steps: int,
+        num_starts: int,
+        generator: torch.Generator | None,
+    ) -> Iterate:
+        """Give for each image the start with the lowest energy after T steps."""
         first, last = frames[:, 0], frame_pair(frames, num_steps)[1]
-        best = best_start(
+        return best_start(
             lambda: self.start(first, num_components, generator),
             lambda start: self.steps(start, frames, frames, num_steps),
             lambda end: self.energy(last, end),
             num_starts,
         )
-        yield from self.steps(best, frames, frames, num_steps)
 
     def steps(
         self, iterate: Iterate, corrupted: Tensor, frames: Tensor, num_steps: int, *, detach: bool | None = None

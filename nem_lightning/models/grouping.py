@@ -105,6 +105,8 @@ class GroupingModel(nn.Module, abc.ABC):
         self.num_components = num_components
         self.num_steps = num_steps
         self.num_starts = num_starts
+        self.choose_up_to: int | None = None
+        """If a number, K is chosen for each image, from 1 to it, when :meth:`groupings` is given no number."""
 
     @abc.abstractmethod
     def unroll(
@@ -126,6 +128,16 @@ class GroupingModel(nn.Module, abc.ABC):
             num_starts: how many starts to choose from.
             generator: draws all random numbers; PyTorch's own generator if None.
         """
+
+    def unroll_choosing(
+        self, frames: Tensor, most: int, num_steps: int, num_starts: int, generator: torch.Generator | None
+    ) -> Iterator[Grouping]:
+        """Yield groupings of ``most`` components, of which each image uses as many as it needs. Optional.
+
+        Raises:
+            InputError: the model cannot choose.
+        """
+        raise InputError(f"num_components=auto: {type(self).__name__} cannot choose; give a number")
 
     @abc.abstractmethod
     def training_loss(
@@ -152,7 +164,7 @@ class GroupingModel(nn.Module, abc.ABC):
 
         Args:
             frames: (B, F, C, H, W); F is 1 for still images, and at least T + 1 for sequences.
-            num_components: K; the model's own by default.
+            num_components: K; by default the model's own, or chosen for each image if ``choose_up_to`` says so.
             num_steps: T; the model's own by default.
             num_starts: how many starts to choose from; the model's own by default.
             generator: draws all random numbers; PyTorch's own generator by default.
@@ -163,6 +175,7 @@ class GroupingModel(nn.Module, abc.ABC):
         Raises:
             InputError: frames of another shape, too few frames, or a number below 1.
         """
+        choose = self.choose_up_to if num_components is None else None
         num_components = self.num_components if num_components is None else num_components
         num_steps = self.num_steps if num_steps is None else num_steps
         num_starts = self.num_starts if num_starts is None else num_starts
@@ -170,6 +183,8 @@ class GroupingModel(nn.Module, abc.ABC):
         require_count("num_steps", num_steps)
         require_count("num_starts", num_starts)
         self.check_frames(frames, num_steps)
+        if choose is not None:
+            return self.unroll_choosing(frames, choose, num_steps, num_starts, generator)
         return self.unroll(frames, num_components, num_steps, num_starts, generator)
 
     def forward(self, frames: Tensor, **named: Any) -> list[Grouping]:

@@ -156,7 +156,7 @@ def scores_of_test(module: "GroupingModule", split: str) -> dict[str, Any]:
         "split": split,
         "num_images": scores.num_images if scores else 0,
         "unscored_images": scores.unscored_images if scores else 0,
-        "num_components": model.num_components,
+        "num_components": model.choose_up_to or model.num_components,
         "num_steps": model.num_steps,
         "num_starts": model.num_starts,
         "seed": module.seed,

@@ -139,7 +139,7 @@ def weights(checkpoint: dict[str, Any], module: nn.Module, path: str | Path) -> 
 
 def load(
     path: str | Path,
-    num_components: int | None = None,
+    num_components: int | str | None = None,
     num_steps: int | None = None,
     num_starts: int | None = None,
     trusted: Sequence[str] | str = (),
@@ -152,7 +152,7 @@ def load(
 
     Args:
         path: the checkpoint.
-        num_components: K; as trained by default.
+        num_components: K; as trained by default. "auto": chosen for each image, up to twice as many as trained.
         num_steps: T; as trained by default. A list of step weights then no longer fits, and "last" is scored.
         num_starts: how many starts to choose from; as trained by default.
         trusted: names of packages that the configuration may import, or one name.
@@ -168,7 +168,7 @@ def load_module(
     path: str | Path,
     scores: Mapping[str, Score] | None = None,
     seed: int | None = None,
-    sizes: Mapping[str, int | None] | None = None,
+    sizes: Mapping[str, int | str | None] | None = None,
     trusted: Sequence[str] | str = (),
 ) -> GroupingModule:
     """Build a checkpoint's module for scoring, and load its whole state.
@@ -193,8 +193,9 @@ def load_module(
     trusted = [trusted] if isinstance(trusted, str) else trusted
     _require_trusted([model, module], (*TRUSTED, *trusted), path)
     sizes = sizes or {}
+    chooses = sizes.get("num_components") == "auto"
     for name, value in sizes.items():
-        if value is not None:
+        if value is not None and value != "auto":
             model[name] = value
     loss = model.get("loss")
     if sizes.get("num_steps") is not None and isinstance(loss, dict) and isinstance(loss.get("step_weights"), list):
@@ -210,6 +211,8 @@ def load_module(
         raise InputError(f"ckpt_path={path}: its model cannot be built ({reason})") from error
     require(isinstance(built, GroupingModule), f"ckpt_path={path}: its module is a {type(built).__name__}")
     built.load_state_dict(weights(checkpoint, built, path))
+    if chooses:
+        built.model.choose_up_to = 2 * built.model.num_components
     return built
 
 

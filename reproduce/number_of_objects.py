@@ -102,10 +102,10 @@ def as_page(found: list[dict[tuple[str, str], tuple[float, float]]], images: int
         cells.append([name, choice, *shown])
     intro = f"""# The number of objects
 
-Written by `python -m reproduce.number_of_objects`. RNN-EM, {len(found)} checkpoints, trained on three shapes with K=3; \
-{images} images of each set, 28 x 28, of a seed that no data set has; the best of 16 starts for each K; AMI normalised \
-by the larger entropy. *auto*: K from 1 to 6, chosen for each image. *Right*: as many components have a bright pixel as \
-there are objects. {tables.machine_of(machine())}.
+Written by `python -m reproduce.number_of_objects`. RNN-EM, {len(found)} checkpoints, trained on three shapes with \
+K=3; {images} images of each set, 28 x 28, of a seed that no data set has; the best of 16 starts for each K; AMI \
+normalised by the larger entropy. *auto*: K from 1 to 6, chosen for each image. *Right*: as many components have a \
+bright pixel as there are objects. {tables.machine_of(machine())}.
 """
     return f"{intro}\n{tables.as_markdown(cells)}\n"
 

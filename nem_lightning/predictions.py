@@ -54,7 +54,7 @@ def group(
         images: one image, or a list or an array of them: NumPy arrays, PyTorch tensors or PIL images, of the size that
             the model takes. Axes may have any usual order, such as NHWC or NCHW. Pixels are booleans, integers of 8 or
             16 bits, or floats in [0, 1].
-        checkpoint: the path of the model.
+        checkpoint: the path of the model, or the name of one of :data:`nem_lightning.shipped.MODELS`.
         num_components: K; as trained by default. "auto": chosen for each image, up to twice as many as trained.
         num_steps: T; as trained by default.
         num_starts: how many starts to choose from; as trained by default.

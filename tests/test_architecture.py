@@ -13,7 +13,7 @@ import nem_lightning
 
 PACKAGE = ROOT / "nem_lightning"
 FLOORS = [
-    {"errors", "headings", "files"},
+    {"errors", "headings", "files", "shipped"},
     {"models", "scores"},
     {"datamodules", "training", "runs", "figures"},
     {"report", "predictions"},

@@ -19,6 +19,7 @@ from nem_lightning.models.corruption import noise_for
 from nem_lightning.models.grouping import GroupingModel
 from nem_lightning.models.likelihoods import likelihood_for
 from nem_lightning.scores.base import Score
+from nem_lightning.shipped import MODELS, path_of
 from nem_lightning.training.module import GroupingModule, Optimizer
 
 KEY = "nem_lightning_config"
@@ -65,14 +66,15 @@ def contents(path: str | Path) -> Any:
     Raises:
         InputError: no such file, or a file that is cut short or damaged.
     """
-    if not Path(path).is_file():
-        raise InputError(f"ckpt_path={path}: no such file")
+    file = path_of(path)
+    if not file.is_file():
+        raise InputError(f"ckpt_path={path}: no such file, nor one of the models {', '.join(MODELS)}")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at checksums
+        with zipfile.ZipFile(file) as archive:  # torch.load does not look at checksums
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} is damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling other files' bytes can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # PyTorch's words advise to trust the file
@@ -151,7 +153,7 @@ def load(
     decoder, not for files of strangers.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or the name of one of :data:`nem_lightning.shipped.MODELS`.
         num_components: K; as trained by default. "auto": chosen for each image, up to twice as many as trained.
         num_steps: T; as trained by default. A list of step weights then no longer fits, and "last" is scored.
         num_starts: how many starts to choose from; as trained by default.

@@ -1,5 +1,6 @@
 """Group the pixels of your own images with a trained model: ``python predict.py --help``."""
 
+import hashlib
 from pathlib import Path
 
 import hydra
@@ -29,18 +30,20 @@ def predict(config: DictConfig) -> None:
     """Load the model, read the images, write what it finds."""
     from nem_lightning import predictions  # here, so that --help need not wait for it
     from nem_lightning.datamodules import FilesDataModule
+    from nem_lightning.shipped import path_of
     from nem_lightning.training import checkpoints
 
     for name in ("ckpt_path", "images", "output"):
         require(not OmegaConf.is_missing(config, name), f"{name}: must be given; python predict.py --help says more")
     command_line.set_seed(config.seed)
     sizes = {name: config[name] for name in ("num_components", "num_steps", "num_starts")}
-    module = checkpoints.load_module(config.ckpt_path, None, config.seed, sizes, config.trusted)
+    module = predictions.on_gpu(checkpoints.load_module(config.ckpt_path, None, config.seed, sizes, config.trusted))
     data = FilesDataModule(
         config.images,
         images_key=config.images_key,
         layout=config.layout,
         size=module.model.image_shape[1:],
+        channels=module.model.image_shape[0] if Path(config.images).expanduser().is_dir() else None,
         skip_unreadable=config.skip_unreadable,
         cache_dir=config.paths.data_dir,
         batch_size=config.batch_size,
@@ -48,8 +51,11 @@ def predict(config: DictConfig) -> None:
     module.model.check_images(data.image_shape, data.binary)
     data.prepare_data()
     output = Path(config.output).expanduser()
+    within = output.resolve().is_relative_to(data.path.resolve())
+    require(not within, f"output={output}: is in the folder of images; choose another folder")
     asked = OmegaConf.masked_copy(config, [str(name) for name in config if name not in ("output", "paths")])
-    claim(output, OmegaConf.to_yaml(asked, resolve=True))
+    weights = hashlib.sha256(path_of(config.ckpt_path).read_bytes()).hexdigest()
+    claim(output, f"{OmegaConf.to_yaml(asked, resolve=True)}# SHA-256 of the checkpoint: {weights}\n")
     console = Console()
     with Progress(console=console) as bar:
         task = bar.add_task("grouping", total=len(data.load("all")))

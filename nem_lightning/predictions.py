@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from nem_lightning import figures
-from nem_lightning.datamodules.arrays import in_order
+from nem_lightning.datamodules import arrays
 from nem_lightning.datamodules.files import FilesDataModule
-from nem_lightning.errors import InputError, require
+from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
 from nem_lightning.models.grouping import Grouping, frame_pair
 from nem_lightning.models.m_steps import evaluating
@@ -65,11 +65,17 @@ def group(
         InputError: images of another size than the model takes, or with other pixels; or a checkpoint that cannot be
             used.
     """
+    require_count("batch_size", batch_size)
     sizes = {"num_components": num_components, "num_steps": num_steps, "num_starts": num_starts}
-    module = checkpoints.load_module(checkpoint, seed=seed, sizes=sizes)
+    module = on_gpu(checkpoints.load_module(checkpoint, seed=seed, sizes=sizes))
     frames = torch.from_numpy(_frames(images, module.model.image_shape, module.model.binary))
     found = [_group(module, index, part) for index, part in enumerate(frames.split(batch_size))]
     return Groups(*(None if parts[0] is None else np.concatenate(parts) for parts in zip(*found, strict=True)))  # pyright: ignore[reportArgumentType]
+
+
+def on_gpu(module: GroupingModule) -> GroupingModule:
+    """Move a module to the CUDA GPU, if there is one."""
+    return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def write(data: FilesDataModule, module: GroupingModule, output: Path, batch_size: int) -> Iterator[int]:
@@ -77,7 +83,7 @@ def write(data: FilesDataModule, module: GroupingModule, output: Path, batch_siz
 
     For each image: ``labels/NAME.png``, whose pixels are the labels of :class:`Groups`, in colours;
     ``overlays/NAME.png``, the image in these colours; ``arrays/NAME.npz`` with ``responsibilities`` (K, H, W) and
-    ``means`` (K, C, H, W). At the end, ``contact_sheet.png`` shows the first images. Nothing is overwritten.
+    ``means`` (K, C, H, W). At the end, ``contact_sheet.png`` shows the first images. Nothing else is overwritten.
 
     Args:
         data: prepared.
@@ -89,15 +95,17 @@ def write(data: FilesDataModule, module: GroupingModule, output: Path, batch_siz
         How many images are done, after each batch.
     """
     frames, names = data.load("all"), data.names()
+    steps = module.model.num_steps
     for batch, start in enumerate(range(0, len(frames), batch_size)):
         indices = range(start, min(start + batch_size, len(frames)))
-        of_batch = [names[index] for index in indices]
-        if not all((output / "arrays" / f"{name}.npz").exists() for name in of_batch):
+        missing = [index for index in indices if not (output / "arrays" / f"{names[index]}.npz").exists()]
+        if missing:
             images = frames.__getitems__(indices)["frames"]
-            found = _group(module, batch, images)
-            for index, name in enumerate(of_batch):
-                means = None if found.means is None else found.means[index]
-                _write(output, name, images[index, -1], found.labels[index], found.responsibilities[index], means)
+            found, target = _group(module, batch, images), frame_pair(images, steps)[1]
+            for index in missing:
+                at = index - start
+                means = None if found.means is None else found.means[at]
+                _write(output, names[index], target[at], found.labels[at], found.responsibilities[at], means)
         yield indices.stop
     _write_sheet(output, names[:SHEET])
 
@@ -136,23 +144,15 @@ def _frames(images: Any, image_shape: tuple[int, int, int], binary: bool) -> np.
         fits = len(layout) == array.ndim and ("C" in layout or channels == 1)
         if fits and all(of_letter.get(letter, size) == size for letter, size in zip(layout, array.shape, strict=True)):
             ordered = array if "N" in layout else array[None]
-            frames = in_order(ordered, layout if "N" in layout else f"N{layout}")
-            return _pixels(frames, binary)
+            frames = arrays.in_order(ordered, layout if "N" in layout else f"N{layout}")
+            pixels = frames.astype(np.float32) / np.float32(arrays.scale_of(frames, "images"))
+            black_or_white = not binary or bool(np.isin(pixels, (0, 1)).all())
+            require(black_or_white, "images: have grey pixels; this model takes black and white: compare with a limit")
+            return pixels
     raise InputError(
         f"images: have shape {array.shape}; this model takes images of {height}x{width} (height, width) with "
-        f"{channels} channel{'s' if channels > 1 else ''}: resize them"
+        f"{channels} channel{'s' if channels > 1 else ''}: resize or convert them"
     )
-
-
-def _pixels(frames: np.ndarray, binary: bool) -> np.ndarray:
-    largest = frames.max(initial=0)
-    scale = 1 if frames.dtype == bool or largest <= 1 else 255 if largest <= 255 else 65_535
-    pixels = frames.astype(np.float32) / np.float32(scale)
-    fits = bool(np.isfinite(pixels).all() and pixels.min(initial=0) >= 0 and pixels.max(initial=0) <= 1)
-    require(fits, "images: have pixels that are no numbers from 0 to 1, nor integers of 8 or 16 bits")
-    black_or_white = not binary or bool(np.isin(pixels, (0, 1)).all())
-    require(black_or_white, "images: have grey pixels, but this model takes black and white ones; compare with a limit")
-    return pixels
 
 
 def _write(
@@ -172,9 +172,9 @@ def _write(
             picture.save(file, format="png")
     path = output / "arrays" / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {"responsibilities": responsibilities} | ({} if means is None else {"means": means})
+    found: dict[str, Any] = {"responsibilities": responsibilities} | ({} if means is None else {"means": means})
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **found)
 
 
 def _write_sheet(output: Path, names: Sequence[str]) -> None:

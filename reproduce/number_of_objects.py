@@ -15,7 +15,7 @@ from rich.progress import track
 
 from nem_lightning.datamodules.base import TensorFrames
 from nem_lightning.datamodules.shapes import generate, stills
-from nem_lightning.errors import InputError, require_count
+from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
 from nem_lightning.models.m_steps import evaluating
 from nem_lightning.runs.command_line import Place, print_places
@@ -48,6 +48,7 @@ def main() -> None:
     try:
         require_count("--images", arguments.images, minimum=len(COUNTS))
         paths = arguments.checkpoint or sorted((ROOT / "results" / "checkpoints").glob("rnn_em_seed*.ckpt"))
+        require(bool(paths), "--checkpoint: there are none in results/checkpoints")
         found = [scored(path, arguments.images, console) for path in paths]
         path = arguments.results / "number_of_objects.md"
         with atomic_file(path) as file:

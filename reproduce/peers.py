@@ -21,7 +21,7 @@ from reproduce.evaluation import Run, evaluated, machine
 from reproduce.rows import GROUPS, Row, settings
 from reproduce.scoring import BATCH
 
-BATCHES = 32
+BATCHES = 16
 """Test batches."""
 DRAWN, DRAWN_IMAGES = ("shapes", "shapes20"), 12
 """The data sets of which pictures are drawn, and how many test images."""
@@ -88,7 +88,7 @@ def score(row: Row, seed: int, run: Run | None, folder: Path, results: Path, say
         facts["training_images"] = _training_images(run)
     found = []
     for overrides in tests(row):
-        test = overrides[-1].replace("trainer.limit_test_batches", "batches").replace("=", "-")
+        test = "_".join(word.rpartition(".")[2].replace("=", "-") for word in (*row.overrides, *overrides))
         scores = evaluated(folder / "tests" / test, [*model, *overrides], best, say)
         counts = {name: scores[name] for name in ("num_images", "num_components", "num_steps", "num_starts")}
         of_last = {name: scores["by_step"][-1][name] for name in ("ami_max", "ami_arithmetic", "ari")}

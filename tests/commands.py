@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 import evaluate
 import train
@@ -106,6 +107,7 @@ def refusal(script: str, *overrides: str, folder: Path) -> str:
         run = {"train": train.train, "evaluate": evaluate.evaluate}[script]
         with pytest.raises(CompactHydraException) as raised, RunFolder("here") as here, command_line.one_line_errors():
             run(config, here)
+    assert not isinstance(raised.value.__cause__, OmegaConfBaseException)  # Hydra would print it as well
     return str(raised.value)
 
 

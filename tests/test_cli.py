@@ -80,7 +80,9 @@ def test_help_does_not_wait_for_what_it_does_not_need(script, tmp_path):
     command = [sys.executable, "-X", "importtime", str(ROOT / script), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"python {script}" in done.stdout and "Examples" in done.stdout
-    assert "data: bars, corners, flying_mnist, flying_shapes, mnist_shape, multi_mnist, shapes, voc" in done.stdout
+    assert (
+        "data: bars, corners, files, flying_mnist, flying_shapes, mnist_shape, multi_mnist, shapes, voc" in done.stdout
+    )
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "hydra" in imported
     assert not imported & {"torch", "pytorch_lightning", "matplotlib", "wandb", "scipy", "h5py"}

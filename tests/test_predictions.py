@@ -60,10 +60,13 @@ def test_one_image_is_a_set_of_one():
 
 def test_images_that_the_model_cannot_take():
     for images, message in (
-        (IMAGES[:, :20], r"have shape \(6, 20, 28\); this model takes images of 28x28 .* with 1 channel: resize them"),
+        (
+            IMAGES[:, :20],
+            r"have shape \(6, 20, 28\); this model takes images of 28x28 .* with 1 channel: resize or convert them",
+        ),
         (np.zeros((2, 28, 28, 3)), r"have shape \(2, 28, 28, 3\)"),
-        (IMAGES * 0.5, "have grey pixels, but this model takes black and white ones"),
-        (np.full((28, 28), np.nan), "have pixels that are no numbers"),
+        (IMAGES * 0.5, "have grey pixels; this model takes black and white"),
+        (np.full((28, 28), np.nan), "has pixels that are no numbers"),
         ([IMAGES[0], IMAGES[0][:20]], "must all have one"),
         ([], "there are none"),
     ):
@@ -122,10 +125,39 @@ def test_bad_input_of_predict_gets_one_line(folder, tmp_path):
     for arguments, message in (
         ([], "ckpt_path: must be given"),
         ([f"ckpt_path={BEST}", f"images={folder}"], "output: must be given"),
-        ([f"ckpt_path={BEST}", "images=nowhere.png", "output=found"], "nowhere.png: must be a folder of images"),
+        ([f"ckpt_path={BEST}", "images=nowhere.png", "output=found"], "nowhere.png: no such file or folder"),
         (["ckpt_path=nowhere.ckpt", f"images={folder}", "output=found"], "ckpt_path=nowhere.ckpt: no such file"),
     ):
         with contextlib.chdir(tmp_path), pytest.raises(CompactHydraException) as error, one_line_errors():
             predict_script.predict(composed("predict", *arguments))
         assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "found").exists()
+
+
+def test_an_output_within_the_images_is_refused(folder):
+    words = [f"ckpt_path={BEST}", f"images={folder}", f"output={folder}/found", f"paths.data_dir={folder.parent}"]
+    with pytest.raises(InputError, match="found: is in the folder of images; choose another folder"):
+        predict_script.predict(composed("predict", *words))
+
+
+def test_coloured_files_of_black_and_white_images_are_taken(folder):
+    for path in (folder / "a").iterdir():
+        with Image.open(path) as image:
+            image.convert("RGB").save(path)
+    output = predicted(folder)
+    with Image.open(output / "labels" / "a" / "0.png") as labels:
+        assert np.array_equal(np.asarray(labels), group(IMAGES, BEST, **FAST).labels[0])
+
+
+def test_the_overlay_of_a_sequence_shows_the_frame_that_is_explained(tmp_path):
+    frames = np.zeros((2, 6, 28, 28), bool)
+    for frame in range(6):
+        frames[:, frame, 3 * frame : 3 * frame + 6, 8:16] = True
+    np.save(tmp_path / "mine.npy", frames)
+    words = [f"ckpt_path={BEST}", f"images={tmp_path}/mine.npy", f"output={tmp_path}/found", "layout=NFHW"]
+    predict_script.predict(composed("predict", *words, "num_steps=3", "num_starts=1"))
+    with Image.open(tmp_path / "found" / "overlays" / "0.png") as overlay:
+        bright = np.asarray(overlay).max(2) > 130
+    assert np.array_equal(bright, frames[0, 3])
+    with Image.open(tmp_path / "found" / "labels" / "0.png") as labels:
+        assert np.array_equal(np.asarray(labels) > 0, frames[0, 3])

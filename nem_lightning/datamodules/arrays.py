@@ -15,21 +15,24 @@ from nem_lightning.errors import InputError, require
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 LARGEST_ARCHIVE = 8_000_000_000
 """Bytes of an array in an .npz file, which is read as a whole."""
-NAMES_OF_IMAGES = ("images", "image", "features", "observations", "frames", "x", "arr_0")
-NAMES_OF_MASKS = ("masks", "mask", "groups", "labels", "segmentation", "y", "arr_1")
+NAMES = {
+    "images_key": ("images", "image", "features", "observations", "frames", "x", "arr_0"),
+    "masks_key": ("masks", "mask", "groups", "labels", "segmentation", "y", "arr_1"),
+}
+"""The usual names of the array, by the setting that gives another name."""
 CHANNELS = ((1, 3), (4,))
 """How many there usually are; a fourth is opacity."""
 AXES = "NFCHW"
 
 
-def read(path: Path, images_key: str | None, masks_key: str | None) -> tuple[Any, Any]:
-    """Give the array of images and that of masks, None if there is none; .npy and HDF5 files are read piece by piece.
+def read(path: Path, setting: str, key: str | None, needed: bool = True) -> Any:
+    """Give an array of a file; .npy and HDF5 files are read piece by piece.
 
     Args:
         path: of the file.
-        images_key: the name of the array of images, such as ``training/features``; by default the only array, or one of
-            ``NAMES_OF_IMAGES``.
-        masks_key: the name of the array of masks; by default one of ``NAMES_OF_MASKS``, if there is one.
+        setting: "images_key" or "masks_key", which says what is read.
+        key: the name of the array, such as ``training/features``; by default one of ``NAMES``, or the only array.
+        needed: whether there must be one; otherwise None is given if no array has one of the usual names.
 
     Raises:
         InputError: no such file or array, a file that cannot be read, or an array that is too large for an archive.
@@ -37,44 +40,41 @@ def read(path: Path, images_key: str | None, masks_key: str | None) -> tuple[Any
     require(path.is_file(), f"{path}: no such file")
     try:
         if path.suffix == ".npy":
-            require(images_key is None and masks_key is None, f"{path}: has one array without a name; name no keys")
-            return np.load(path, mmap_mode="r"), None
+            require(key is None, f"{setting}={key}: {path} has one array, without a name")
+            return np.load(path, mmap_mode="r")
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
-                for member in archive.infolist():
-                    require(
-                        member.file_size <= LARGEST_ARCHIVE,
-                        f"{path}: {member.filename} has {member.file_size:,} bytes when it is unpacked; put arrays of "
-                        f"more than {LARGEST_ARCHIVE:,} into an .npy or HDF5 file",
-                    )
+                sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()}
+            name = _chosen(path, list(sizes), setting, key, needed)
+            if name is None:
+                return None
+            require(
+                sizes[name] <= LARGEST_ARCHIVE,
+                f"{path}: {name} has {sizes[name]:,} bytes when it is unpacked; put arrays of more than "
+                f"{LARGEST_ARCHIVE:,} into an .npy or HDF5 file",
+            )
             with np.load(path) as file:
-                found = {name: file[name] for name in _chosen(path, list(file), images_key, masks_key)}
-        else:
-            file = h5py.File(path, "r")  # stays open: arrays are read piece by piece
-            names: list[str] = []
-            file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-            found = {name: file[name] for name in _chosen(path, names, images_key, masks_key)}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+                return file[name]
+        file = h5py.File(path, "r")  # stays open: arrays are read piece by piece
+        names: list[str] = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        name = _chosen(path, names, setting, key, needed)
+        return None if name is None else file[name]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    images, *masks = found.values()
-    return images, masks[0] if masks else None
 
 
-def _chosen(path: Path, names: list[str], images_key: str | None, masks_key: str | None) -> list[str]:
-    """Give the names of the array of images and, if there is one, of the array of masks."""
+def _chosen(path: Path, names: list[str], setting: str, key: str | None, needed: bool) -> str | None:
+    """Give the name of the array to read."""
     said = ", ".join(sorted(names)) or "none"
-
-    def one(key: str | None, setting: str, usual: tuple[str, ...]) -> str | None:
-        require(key is None or key in names, f"{setting}={key}: {path} has no such array; its arrays are {said}")
-        return key or next((name for name in usual if name in names), None)
-
-    images = one(images_key, "images_key", NAMES_OF_IMAGES) or (names[0] if len(names) == 1 else None)
-    if images is None:
-        raise InputError(f"{path}: set data.images_key to the array of images; its arrays are {said}")
-    masks = one(masks_key, "masks_key", NAMES_OF_MASKS)
-    return [images, masks] if masks is not None and masks != images else [images]
+    require(key is None or key in names, f"{setting}={key}: {path} has no such array; its arrays are {said}")
+    name = key or next((usual for usual in NAMES[setting] if usual in names), None)
+    if name is None and needed:
+        require(len(names) == 1, f"{path}: set data.{setting} to the array to read; its arrays are {said}")
+        return names[0]
+    return name
 
 
 def layout_of(shape: tuple[int, ...], name: str) -> str:
@@ -107,6 +107,40 @@ def in_order(array: np.ndarray, layout: str) -> np.ndarray:
     return np.expand_dims(ordered, [axis for axis, letter in enumerate(AXES) if letter not in layout])
 
 
+def scale_of(pixels: np.ndarray, name: str) -> float:
+    """Find the divisor that gives pixels from 0 to 1, by their type: 255 for 8 bits, 65,535 for 16.
+
+    It is 1 for booleans, for floats up to 1, and for integers that are all 0 or 1. Floats that are all whole numbers up
+    to 255, and integers of other types, count as 8 bits, or as 16 if they are larger.
+
+    Args:
+        pixels: any shape.
+        name: of the file, for errors.
+
+    Raises:
+        InputError: pixels that are no numbers, negative, or floats above 1 that are not whole.
+    """
+    message = f"{name}: has pixels that are no numbers, negative, or larger than 1 and not whole"
+    kind, bits = pixels.dtype.kind, 8 * pixels.dtype.itemsize
+    require(kind in "buif" and bool(np.isfinite(pixels).all()) and pixels.min(initial=0) >= 0, message)
+    largest = pixels.max(initial=0)
+    if largest <= 1:
+        return 1.0
+    require(kind != "f" or bool((pixels == np.floor(pixels)).all()), message)
+    require(largest <= 65_535, message)
+    return 255.0 if largest <= 255 and (kind, bits) != ("u", 16) else 65_535.0
+
+
+def require_pixels(pixels: np.ndarray, binary: bool, name: str) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` for pixels that are not from 0 to 1, or not 0 or 1 if binary."""
+    fits = bool(np.isfinite(pixels).all() and pixels.min(initial=0) >= 0 and pixels.max(initial=0) <= 1)
+    require(fits, f"{name}: has pixels that are no numbers, negative, or larger than the first images say")
+    require(
+        not binary or bool(np.isin(pixels, (0, 1)).all()),
+        f"{name}: has pixels other than black and white; set data.binary=false, or make them black or white",
+    )
+
+
 def groups_from(masks: np.ndarray, num_frames: int, size: tuple[int, int], background: bool, name: str) -> np.ndarray:
     """Give masks as groups (N, F, H, W), int64: objects from 1, and 0 for the background.
 
@@ -130,9 +164,8 @@ def groups_from(masks: np.ndarray, num_frames: int, size: tuple[int, int], backg
     objects = masks.ndim == lead + 3
     if objects and masks.shape[lead : lead + 2] == size and masks.shape[-2:] != size:
         masks = np.moveaxis(masks, -1, lead)
-    fits = (
-        masks.shape[-2:] == size and masks.ndim in (lead + 2, lead + 3) and (lead == 1 or masks.shape[1] == num_frames)
-    )
+    fits = masks.shape[-2:] == size and masks.ndim in (lead + 2, lead + 3)
+    fits = fits and (lead == 1 or masks.shape[1] == num_frames)
     require(
         fits,
         f"{name}: masks have shape {given}; for images of {size[0]}x{size[1]} (height, width) and {num_frames} frames "
@@ -141,4 +174,4 @@ def groups_from(masks: np.ndarray, num_frames: int, size: tuple[int, int], backg
     if objects:
         largest = masks.argmax(lead) + (0 if background else 1)
         masks = np.where(masks.max(lead) > 0, largest, 0)
-    return masks.reshape(len(masks), num_frames, *size).astype(np.int64)
+    return masks.reshape(len(masks), num_frames, *size)

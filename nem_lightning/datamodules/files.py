@@ -3,6 +3,7 @@
 Shapes: N images or sequences, B of them in a batch, F frames, C channels, H by W pixels.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ class ArrayFrames(Frames):
         rows = self.chosen[np.asarray(indices)]
         pixels = arrays.in_order(_rows(self.images, rows), self.layout)[:, :, : self.channels]
         pixels = pixels.astype(np.float32) / np.float32(self.scale)
-        _require_pixels(pixels, self.binary, self.name)
+        arrays.require_pixels(pixels, self.binary, self.name)
         frames = torch.from_numpy(pixels)
         count, num_frames, _, *size = frames.shape
         if tuple(size) != self.size:
@@ -106,6 +107,7 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         layout: the order of the axes of an array, such as NHWC, NCHW or NFHWC; by default found by its shape.
         masks_background: whether the first mask of arrays with a mask of each object is that of the background.
         size: height and width, one number or two, to which images are resized; by default as they are.
+        channels: 1 or 3, to make the images of a folder grey or coloured; by default as they are.
         binary: whether pixels are 0 or 1; by default found from the first images.
         val_fraction: the share of images to validate on, if there are no folders of splits.
         test_fraction: the share of images to test on, likewise.
@@ -128,6 +130,7 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         layout: str | None = None,
         masks_background: bool = True,
         size: int | Sequence[int] | None = None,
+        channels: int | None = None,
         binary: bool | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
@@ -146,56 +149,38 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         require(val_fraction + test_fraction < 1, "val_fraction + test_fraction: must be less than 1")
         require(binary is None or isinstance(binary, bool), f"binary={binary}: must be true, false or null")
         require(path is not None, "data.path: must be given, the folder or file of images")
+        require(channels in (None, 1, 3), f"channels={channels}: must be 1, 3 or null")
         self.path = Path(path).expanduser()
         self.fractions, self.split_seed = {"val": val_fraction, "test": test_fraction}, split_seed
         self.background, self.cache_dir = masks_background, Path(cache_dir).expanduser()
         wanted = _checked_size(size)
         self.folder: ImageFolder | None = None
         if self.path.is_dir():
-            require(images_key is None and masks_key is None, "images_key, masks_key: are for files of arrays")
-            self.folder = ImageFolder(self.path, masks, wanted, skip_unreadable, self.cache_dir)
-            self._images, self._masks = self.folder.sample(SAMPLE), None
-            self.layout = "NCHW"
+            named = images_key is None and masks_key is None and layout is None
+            require(named, "images_key, masks_key, layout: are for files of arrays")
+            self.folder = ImageFolder(self.path, masks, wanted, channels, skip_unreadable, self.cache_dir)
+            self.layout, num_frames = "NCHW", 1
+            self.image_shape = (self.folder.channels, *self.folder.size)
+            is_binary = self.folder.is_binary(SAMPLE)
         else:
-            require(
-                self.path.suffix in arrays.SUFFIXES,
-                f"{self.path}: must be a folder of images, or a file of {', '.join(arrays.SUFFIXES)}",
-            )
-            self._images, self._masks = arrays.read(self.path, images_key, masks_key)
-            if masks is not None:
-                self._masks, _ = arrays.read(Path(masks).expanduser(), masks_key, None)
-            self.layout = layout or arrays.layout_of(self._images.shape, str(self.path))
-            letters = "".join(sorted(self.layout))
-            fits = self.layout[:1] == "N" and letters in ("HNW", "CHNW", "FHNW", "CFHNW")
-            require(
-                fits and len(letters) == self._images.ndim,
-                f"layout={self.layout}: must name the {self._images.ndim} axes of the images, N first, by the letters "
-                "N, F, C, H and W",
-            )
-            count = len(self._images)
-            require(
-                self._masks is None or len(self._masks) == count,
-                f"{self.path}: has {count} images and {0 if self._masks is None else len(self._masks)} masks; must be "
-                "as many",
-            )
-        first = arrays.in_order(_rows(self._images, spread(len(self._images), SAMPLE)), self.layout)
-        channels, *found = first.shape[2:]
-        height, width = wanted or (found[0], found[1])
-        self.image_shape = (min(channels, 3), height, width)
-        self.scale = _scale(first)
-        values = first[:, :, :3].astype(np.float32) / self.scale
-        _require_pixels(values, False, str(self.path))
-        is_binary = bool(np.isin(values, (0, 1)).all())
-        require(
-            is_binary or binary is not True,
-            f"{self.path}: has pixels other than black and white; set data.binary=false",
-        )
+            self._images, self._masks, self.layout = _arrays(self.path, masks, images_key, masks_key, layout)
+            first = arrays.in_order(_rows(self._images, spread(len(self._images), SAMPLE)), self.layout)
+            _, num_frames, found, height, width = first.shape
+            require(channels in (None, found), f"channels={channels}: {self.path} has images of {found}")
+            height, width = wanted or (height, width)
+            self.image_shape = (min(found, 3), height, width)
+            self.scale = arrays.scale_of(first, str(self.path))
+            values = first[:, :, :3].astype(np.float32) / np.float32(self.scale)
+            arrays.require_pixels(values, False, str(self.path))
+            is_binary = bool(np.isin(values, (0, 1)).all())
+        message = f"{self.path}: has pixels other than black and white; set data.binary=false"
+        require(is_binary or binary is not True, message)
         self.binary = is_binary if binary is None else binary
-        self._say(first.shape[1])
+        self._say(num_frames)
 
     def _say(self, num_frames: int) -> None:
         what = "images" if num_frames == 1 else f"sequences of {num_frames} frames"
-        has_masks = self._masks is not None or (self.folder is not None and self.folder.has_masks)
+        has_masks = self.folder.has_masks if self.folder is not None else self._masks is not None
         count = len(self.folder.files) if self.folder is not None else len(self._images)
         channels, height, width = self.image_shape
         kind = "black and white" if self.binary else "grey" if channels == 1 else "in colours"
@@ -209,10 +194,11 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
 
     def load(self, stage: str) -> ArrayFrames:
         """Read the images of a stage, "train", "val" or "test", or "all" images."""
-        images, masks, scale = self._images, self._masks, self.scale
         if self.folder is not None:
-            images, masks, scale = self.folder.read(self.binary)
-        chosen = self._chosen(stage, len(images))
+            images, masks, scale, kept = self.folder.read(self.binary)
+        else:
+            images, masks, scale, kept = self._images, self._masks, self.scale, np.arange(len(self._images))
+        chosen = kept[self._chosen(stage, len(kept))]
         require(len(chosen) > 0, f"{self.path}: has no images for {stage}; add some, or set data.{stage}_fraction")
         return ArrayFrames(
             images,
@@ -230,20 +216,48 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
     def names(self) -> list[str]:
         """Give a name for each image that :meth:`load` gives for "all": the file's in the folder, or a number."""
         if self.folder is not None:
-            return [file.relative_to(self.path).with_suffix("").as_posix() for file in self.folder.kept]
+            return self.folder.names()
         digits = len(str(len(self._images) - 1))
         return [f"{index:0{digits}}" for index in range(len(self._images))]
 
     def _chosen(self, stage: str, count: int) -> np.ndarray:
-        """Give the indices of a stage's images."""
+        """Give which of the images are a stage's. The split hangs on names, so new images leave most of it as it is."""
         if stage == "all":
             return np.arange(count)
         if self.folder is not None and self.folder.has_splits:
             return np.flatnonzero(np.array(self.folder.stages()) == stage)
-        order = np.random.default_rng(self.split_seed).permutation(count)
+        keys = [hashlib.sha256(f"{self.split_seed} {name}".encode()).digest() for name in self.names()]
+        order = sorted(range(count), key=keys.__getitem__)
         val, test = (round(self.fractions[name] * count) for name in ("val", "test"))
         parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
-        return np.sort(parts[stage])
+        return np.sort(np.array(parts[stage], int))
+
+
+def _arrays(
+    path: Path, masks: str | None, images_key: str | None, masks_key: str | None, layout: str | None
+) -> tuple[Any, Any, str]:
+    """Give the array of images, that of masks or None, and the order of the images' axes."""
+    require(path.exists(), f"path={path}: no such file or folder")
+    allowed = f"must be a folder of images, or a file of {', '.join(arrays.SUFFIXES)}"
+    require(path.suffix in arrays.SUFFIXES, f"{path}: {allowed}")
+    images, of_masks = arrays.read(path, "images_key", images_key), None
+    if masks is not None:
+        of_masks = arrays.read(Path(masks).expanduser(), "masks_key", masks_key)
+    elif path.suffix != ".npy" or masks_key is not None:
+        of_masks = arrays.read(path, "masks_key", masks_key, needed=False)
+    layout = layout or arrays.layout_of(images.shape, str(path))
+    letters = "".join(sorted(layout))
+    fits = layout[:1] == "N" and letters in ("HNW", "CHNW", "FHNW", "CFHNW") and len(letters) == images.ndim
+    require(
+        fits,
+        f"layout={layout}: must name the {images.ndim} axes of the images, N first, by the letters N, F, C, H and W",
+    )
+    require(len(images) > 0, f"{path}: has no images in it")
+    require(
+        of_masks is None or len(of_masks) == len(images),
+        f"{path}: has {len(images)} images and {0 if of_masks is None else len(of_masks)} masks; must be as many",
+    )
+    return images, of_masks, layout
 
 
 def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
@@ -254,7 +268,7 @@ def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """
     if size is None:
         return None
-    both = (size, size) if isinstance(size, int) else tuple(size)
+    both = list(size) if isinstance(size, Sequence) else [size, size]
     require(len(both) == 2, f"size={size}: must be one number, or [height, width]")
     for one in both:
         require_count("size", one)
@@ -265,21 +279,3 @@ def _rows(array: Any, rows: np.ndarray) -> np.ndarray:
     """Read some rows of an array; HDF5 wants them in rising order, each once."""
     unique, inverse = np.unique(rows, return_inverse=True)
     return np.asarray(array[unique])[inverse]
-
-
-def _scale(sample: np.ndarray) -> float:
-    """Find the divisor of pixels by their type and the largest of some of them."""
-    largest = float(sample.max(initial=0))
-    if sample.dtype == bool or largest <= 1:
-        return 1.0
-    return 255.0 if largest <= 255 else 65_535.0
-
-
-def _require_pixels(pixels: np.ndarray, binary: bool, name: str) -> None:
-    """Raise :class:`~nem_lightning.errors.InputError` for pixels that are not from 0 to 1, or not 0 or 1."""
-    fits = bool(np.isfinite(pixels).all() and pixels.min(initial=0) >= 0 and pixels.max(initial=0) <= 1)
-    require(fits, f"{name}: has pixels that are no numbers, negative, or larger than the first images say")
-    require(
-        not binary or bool(np.isin(pixels, (0, 1)).all()),
-        f"{name}: has pixels other than black and white, but the first images have not; set data.binary=false",
-    )

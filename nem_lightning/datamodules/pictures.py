@@ -1,6 +1,8 @@
 """Image files of a folder: which there are, and what is in them."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,24 +71,31 @@ def header(path: Path) -> Header:
         InputError: no image, an animated one, or one of too many pixels.
     """
     with _opened(path) as image:
-        return Header(image.height, image.width, 1 if image.mode in GREY else 3, image.mode[0] in "IF")
+        return Header(image.height, image.width, 1 if _is_grey(image) else 3, image.mode[0] in "IF")
 
 
-def read(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
+def read(path: Path, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read an image: (C, H, W) float32 in [0, 1].
 
     Args:
         path: of the file.
         channels: 1 or 3; colours become grey, or grey becomes colours.
-        size: height and width; an image of another size is resized, each pixel the mean of those that it replaces.
+        size: height and width; an image of another size is resized, each pixel the mean of those that it replaces. As
+            it is by default.
 
     Raises:
         InputError: as :func:`header`, a damaged file, or pixels that are no numbers or out of their range.
     """
-    with _opened(path) as image:
-        pixels = _decoded(image, path, size, Image.Resampling.BOX)
-        if pixels.ndim == 3 and channels == 1:
-            pixels = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    with _opened(path) as image, _named(path):
+        if image.mode not in GREY:
+            image = image.convert("L" if channels == 1 or _is_grey(image) else "RGB")
+        most = {"1": 1, "F": 1}.get(image.mode, 65_535 if image.mode.startswith("I") else 255)
+        if image.mode == "1":
+            image = image.convert("L").point(lambda value: value and 1)
+        image = image if image.mode == "RGB" else image.convert("F")
+        if size is not None and size != (image.height, image.width):
+            image = image.resize((size[1], size[0]), Image.Resampling.BOX)
+        pixels = np.asarray(image, np.float32) / most
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     fits = bool(np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1)
     require(fits, f"{path}: has pixels that are no numbers from 0 to 1")
@@ -115,36 +124,31 @@ def read_mask(path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:
         require(
             mask.mode in (*GREY, "P"), f"{path}: has colours; a mask must be grey or have a palette, a value an object"
         )
-        try:
+        with _named(path):
             return np.array(mask.resize((size[1], size[0]), Image.Resampling.NEAREST))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def _decoded(image: Image.Image, path: Path, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
-    """Give the pixels, (H, W) or (H, W, 3) float32, in [0, 1] unless the file has others."""
+def _is_grey(image: Image.Image) -> bool:
+    palette = image.getpalette() if image.mode == "P" else None
+    if palette is not None:
+        return palette[::3] == palette[1::3] == palette[2::3]
+    return image.mode in (*GREY, "LA")
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an error of Pillow, which raises errors of many kinds for damaged files."""
     try:
-        if image.mode not in GREY:
-            image = image.convert("RGB")
-        most = {"1": 1, "F": 1}.get(image.mode, 65_535 if image.mode.startswith("I") else 255)
-        if image.mode == "1":
-            image = image.convert("L").point(lambda value: value and 1)
-        pixels = image.convert("F") if image.mode in GREY else image
-        return np.asarray(pixels.resize((size[1], size[0]), resampling), np.float32) / most
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+        yield
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from error
 
 
 def _opened(path: Path) -> Image.Image:
     """Open an image without decoding it."""
-    try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            image = Image.open(path)
-    except Image.DecompressionBombError:
-        raise InputError(f"{path}: has more than {LARGEST:,} pixels; make it smaller") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from error
-    with_frames = getattr(image, "n_frames", 1) > 1
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), _named(path):
+        image = Image.open(path)
+        with_frames = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"  # some cameras' JPEGs have a preview
     huge = image.width * image.height > LARGEST
     if with_frames or huge:
         image.close()

@@ -225,13 +225,20 @@ class NeuralEM(GroupingModel):
         found = energy(self.likelihood, target, iterate.params, iterate.responsibilities)
         return found.where(~found.isnan(), torch.inf)
 
-    def log_likelihood(self, target: Tensor, params: Tensor) -> Tensor:
+    def log_likelihood(self, target: Tensor, params: Tensor, used: Tensor | None = None) -> Tensor:
         """Give log P(x | theta) = sum_n log sum_k pi_k P(x_n | mu_kn), pi = 1/K (equation 1), in nats.
 
-        (B, C, H, W), (B, K, C, H, W) -> (B,). Exact EM never decreases this value; smoothing is ignored.
+        (B, C, H, W), (B, K, C, H, W) -> (B,). Exact EM never decreases this value; smoothing is ignored. ``used``,
+        (B, K) boolean, says which components count if K is chosen for each image.
         """
-        log_prob = self.likelihood.log_prob(target.unsqueeze(1), params) - math.log(params.shape[1])
-        return log_prob.logsumexp(1).sum((1, 2, 3))
+        log_prob = self._log_prob(target, params, used)
+        count = params.shape[1] if used is None else used.sum(1).view(-1, 1, 1, 1)
+        return (log_prob.logsumexp(1) - torch.as_tensor(count).to(params).log()).sum((1, 2, 3))
+
+    def _log_prob(self, target: Tensor, params: Tensor, used: Tensor | None) -> Tensor:
+        """Give log P(x | mu), (B, K, 1, H, W), minus infinity for components that are not used."""
+        log_prob = self.likelihood.log_prob(target.unsqueeze(1), params)
+        return log_prob if used is None else log_prob.masked_fill(~used[:, :, None, None, None], -math.inf)
 
     def report(self, target: Tensor, grouping: Grouping) -> dict[str, Tensor]:
         """Give equation 5 of this step with its two terms, the log likelihood and the upper bound.
@@ -242,12 +249,13 @@ class NeuralEM(GroupingModel):
         if not isinstance(grouping, Iterate):
             raise TypeError(f"{type(grouping).__name__}: NeuralEM reports on its own iterates")
         loss = self.loss.of_step(target, grouping)
+        used = None if self.choose_up_to is None else grouping.responsibilities.flatten(2).amax(2) > 0
         return {
             "loss": loss.total,
             "loss_intra": loss.intra,
             "loss_inter": loss.inter,
-            "log_likelihood": self.log_likelihood(target, grouping.params).mean(),
-            "upper_bound": -self.likelihood.log_prob(target.unsqueeze(1), grouping.params).amax(1).sum() / len(target),
+            "log_likelihood": self.log_likelihood(target, grouping.params, used).mean(),
+            "upper_bound": -self._log_prob(target, grouping.params, used).amax(1).sum() / len(target),
         }
 
     # Training

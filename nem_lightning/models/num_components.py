@@ -1,4 +1,4 @@
-"""How many objects? Choose K for each image, by the energy that also chooses among starts.
+"""Choose K for each image, by the energy that also chooses among starts.
 
 Shapes: B images, K components, C channels, H by W pixels.
 """
@@ -19,7 +19,7 @@ ALLOWANCE = 6.0
 """Nats that a component may cost. A component that explains nothing is never quite black: on Shapes, a spare one costs
 about 10 nats. Found on 64 images each of 1 to 5 shapes, which are in no data set."""
 EMPTY = -30.0
-"""The logit of a component that an image does without."""
+"""The logit of a component that is not used in an image."""
 
 
 def unroll_choosing(
@@ -36,8 +36,8 @@ def unroll_choosing(
 
         energy  -  ALLOWANCE K
 
-    after the last step. (The energy is :func:`nem_lightning.models.starts.energy`.) Components that an image does
-    without have no responsibilities, and are black.
+    after the last step. (The energy is :func:`nem_lightning.models.starts.energy`.) Components that are not used in an
+    image have no responsibilities, and are black.
 
     Args:
         em: the model.
@@ -53,9 +53,10 @@ def unroll_choosing(
     last = frame_pair(frames, num_steps)[1]
     starts = [em.best_start(frames, k, num_steps, num_starts, generator) for k in range(1, most + 1)]
     costs = []
-    for k, start in enumerate(starts, start=1):
-        end = deque(em.steps(start, frames, frames, num_steps), maxlen=1).pop()
-        costs.append(em.energy(last, end) - ALLOWANCE * k)
+    with torch.no_grad():
+        for k, start in enumerate(starts, start=1):
+            end = deque(em.steps(start, frames, frames, num_steps), maxlen=1).pop()
+            costs.append(em.energy(last, end) - ALLOWANCE * k)
     chosen = torch.stack(costs, 1).argmin(1)  # K - 1, (B,)
     for of_step in zip(*(em.steps(start, frames, frames, num_steps) for start in starts), strict=True):
         found = _padded(em, of_step[0], most)

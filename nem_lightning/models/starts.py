@@ -79,7 +79,7 @@ def best_start(
 
     @torch.no_grad()
     def energy_at_the_end(start: Start) -> Tensor:
-        return energy_of(deque(steps(start), maxlen=1).pop())
+        return energy_of(deque(steps(start), maxlen=1).pop()).nan_to_num(nan=math.inf)
 
     best = draw()
     if num_starts > 1:

@@ -137,7 +137,7 @@ class Tagger(GroupingModel):
         y, mask, n = noisy.unsqueeze(1), state.responsibilities, self.flip_prob
         expected = state.mean * (1 - 2 * n) + n  # p
         xi = (mask * expected).sum(1, keepdim=True)
-        gradient = mask * (1 - 2 * n) / _away_from_zero(xi - 1 + y)
+        gradient = mask * (1 - 2 * n) / _away_from_zero(xi - 1 + y, y)
         probability = (y * expected + (1 - y) * (1 - expected)).prod(2, keepdim=True)
         return state.logits, gradient, mask, probability / probability.sum(1, keepdim=True).clamp_min(1e-30)
 
@@ -176,6 +176,6 @@ class Tagger(GroupingModel):
         return F.binary_cross_entropy(expected, image, reduction="sum") / len(image)
 
 
-def _away_from_zero(values: Tensor) -> Tensor:
-    """Keep the distance to 0 above rounding errors; without noise, xi may be exactly what y is not."""
-    return values.sign() * values.abs().clamp_min(1e-6)
+def _away_from_zero(values: Tensor, y: Tensor) -> Tensor:
+    """Keep values, positive if y is 1 and negative if y is 0, away from 0, where rounding errors may bring them."""
+    return (2 * y - 1) * values.abs().clamp_min(1e-6)

@@ -51,7 +51,7 @@ class Layer(nn.Module):
 
 
 class Lateral(nn.Module):
-    """Estimate a layer from the layer itself and from the layer above:
+    """Estimate a layer from the layer itself and from the layer above.
 
         z' = (z - mu(u)) v(u) + mu(u),      mu(u), v(u) = a1 sigmoid(a2 u + a3) + a4 u + a5,
 

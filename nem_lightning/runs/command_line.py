@@ -62,13 +62,15 @@ def one_line_errors() -> Iterator[None]:
     except InstantiationException as error:
         _, found, node = str(error).rpartition("full_key: ")
         cause = error.__cause__ or error
-        between = "." if isinstance(cause, InputError) else ": "
+        names_setting = isinstance(cause, InputError) and re.match(r"\w[\w.]*[=:] ?", str(cause))
+        between = "." if names_setting else ": "
         raise _one_line(f"{node}{between}{cause}" if found else str(cause)) from error
     except (InputError, NonFiniteLoss, MisconfigurationException) as error:
         raise _one_line(str(error)) from error
     except OmegaConfBaseException as error:
         named = f"{error.full_key}: " if error.full_key else ""
-        raise _one_line(f"{named}{error.msg or error}".partition("    full_key")[0]) from error
+        line = f"{named}{error.msg or error}".partition("    full_key")[0]
+        raise _one_line(line) from None  # Hydra would print the cause, in several lines
     except SIGTERMException as stop:
         from nem_lightning.runs.signals import exit_after_signal
 

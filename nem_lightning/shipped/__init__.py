@@ -14,4 +14,4 @@ MODELS = {
 
 def path_of(name: str | Path) -> Path:
     """Give the checkpoint of a name; a path of a file stays as it is."""
-    return Path(__file__).with_name(f"{name}.ckpt") if str(name) in MODELS and not Path(name).exists() else Path(name)
+    return Path(__file__).with_name(f"{name}.ckpt") if str(name) in MODELS and not Path(name).is_file() else Path(name)

@@ -197,7 +197,7 @@ def load_module(
     sizes = sizes or {}
     chooses = sizes.get("num_components") == "auto"
     for name, value in sizes.items():
-        if value is not None and value != "auto":
+        if value is not None and not (chooses and name == "num_components"):
             model[name] = value
     loss = model.get("loss")
     if sizes.get("num_steps") is not None and isinstance(loss, dict) and isinstance(loss.get("step_weights"), list):
@@ -214,6 +214,8 @@ def load_module(
     require(isinstance(built, GroupingModule), f"ckpt_path={path}: its module is a {type(built).__name__}")
     built.load_state_dict(weights(checkpoint, built, path))
     if chooses:
+        can = type(built.model).unroll_choosing is not GroupingModel.unroll_choosing
+        require(can, f"num_components=auto: {type(built.model).__name__} cannot choose; give a number")
         built.model.choose_up_to = 2 * built.model.num_components
     return built
 

@@ -193,7 +193,7 @@ def test_bad_image_files_are_named(tmp_path):
 def test_bad_masks_are_named(tmp_path):
     folder = folder_of(tmp_path / "mine", PIXELS[..., 0])
     Image.fromarray(LABELS[0].astype(np.uint8)).save(folder / "00_mask.png")
-    assert "01.png: has no mask, but other images have" in refusal(folder)
+    assert "01.png: has no mask, but others have" in refusal(folder)
     (folder / "00_mask.png").unlink()
     assert "masks=nowhere: no such folder" in refusal(folder, masks="nowhere")
     masks = folder_of(tmp_path / "masks", LABELS.astype(np.uint8)[:, :6])
@@ -227,11 +227,12 @@ def test_bad_files_of_arrays(tmp_path, monkeypatch):
     np.savez_compressed(path, images=np.zeros((100, 100, 100)))
     with monkeypatch.context() as patch:
         patch.setattr("nem_lightning.datamodules.arrays.LARGEST_ARCHIVE", 1000)
-        assert "images.npy has 8,000,128 bytes when it is unpacked" in refusal(path)
+        assert "images has 8,000,128 bytes when it is unpacked" in refusal(path)
     for name, content in (("a.npz", b"PK"), ("a.npy", b""), ("a.h5", b"no"), ("a.npz", path.read_bytes()[:300])):
         (tmp_path / name).write_bytes(content)
         assert f"{name}: cannot be read" in refusal(tmp_path / name)
     assert "no such file" in refusal(tmp_path / "nothing.npy")
+    (tmp_path / "a.txt").touch()
     assert "must be a folder of images, or a file of" in refusal(tmp_path / "a.txt")
 
 
@@ -252,8 +253,86 @@ def test_bad_settings(tmp_path):
         ({"size": [1, 2, 3]}, "must be one number, or"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "must be less than 1"),
         ({"binary": "yes"}, "binary=yes: must be true, false or null"),
-        ({"images_key": "x"}, "has one array without a name"),
+        ({"images_key": "x"}, "mine.npy has one array, without a name"),
+        ({"size": 2.5}, "size=2.5: must be an integer of at least 1"),
+        ({"channels": 2}, "channels=2: must be 1, 3 or null"),
     ):
         assert message in refusal(tmp_path / "mine.npy", **settings)
     with pytest.raises(InputError, match="has no images for val"):
         data_of(tmp_path / "mine.npy", val_fraction=0.0, test_fraction=0.1).load("val")
+
+
+def test_pixels_are_scaled_by_their_type(tmp_path):
+    for pixels, expected in (
+        (np.full((9, 4, 6), 200, np.uint16), 200 / 65_535),
+        (np.full((9, 4, 6), 200, np.int64), 200 / 255),
+        (np.full((9, 4, 6), 200.0), 200 / 255),
+        (np.full((9, 4, 6), 1, np.uint8), 1),
+    ):
+        np.save(tmp_path / "mine.npy", pixels)
+        assert all_of(data_of(tmp_path / "mine.npy"))["frames"].unique().tolist() == pytest.approx([expected])
+    np.save(tmp_path / "mine.npy", np.full((9, 4, 6), 1.02))
+    assert "larger than 1 and not whole" in refusal(tmp_path / "mine.npy")
+
+
+def test_masks_are_those_of_the_file_of_masks(tmp_path):
+    np.save(tmp_path / "mine.npy", PIXELS)
+    np.savez(tmp_path / "both.npz", images=PIXELS[..., 0], masks=LABELS)
+    for key in (None, "masks"):
+        batch = all_of(data_of(tmp_path / "mine.npy", masks=str(tmp_path / "both.npz"), masks_key=key))
+        assert np.array_equal(batch["groups"][:, 0].numpy(), LABELS)
+
+
+def test_black_and_white_stays_so_when_it_is_resized(tmp_path):
+    bits = np.kron(PIXELS[:, :6, :5, 0] > 127, np.ones((1, 2, 2), bool))
+    data = data_of(folder_of(tmp_path / "mine", bits), size=[6, 5])
+    assert data.binary
+    assert np.array_equal(all_of(data)["frames"][:, 0, 0].numpy(), bits[:, ::2, ::2])
+
+
+def test_an_image_unlike_those_looked_at_first_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("nem_lightning.datamodules.files.SAMPLE", 2)
+    folder = folder_of(tmp_path / "mine", PIXELS[..., 0] > 127)
+    Image.fromarray(PIXELS[4, ..., 0]).save(folder / "04.png")
+    assert "04.png: has pixels other than black and white" in refusal(folder)
+    assert len(all_of(data_of(folder, skip_unreadable=True))["frames"]) == 29
+
+
+def test_grey_in_other_forms(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    grey = Image.fromarray(PIXELS[0, ..., 0])
+    palette = grey.convert("P")
+    palette.putpalette([value for value in range(256) for _ in range(3)])
+    for name, image in (("la.png", grey.convert("LA")), ("p.png", palette), ("l.png", grey)):
+        image.save(folder / name)
+    data = data_of(folder)
+    assert data.image_shape[0] == 1
+    assert np.array_equal((all_of(data)["frames"][:, 0, 0] * 255).round().numpy(), np.stack([PIXELS[0, ..., 0]] * 3))
+    grey.convert("RGB").save(folder / "rgb.png")
+    assert data_of(folder).image_shape[0] == 3 and data_of(folder, channels=1).image_shape[0] == 1
+    assert (all_of(data_of(folder, channels=1))["frames"] * 255).round().unique().tolist() == sorted(
+        set(PIXELS[0, ..., 0].flat)
+    )
+
+
+def test_names_are_those_of_the_files(tmp_path):
+    folder = folder_of(tmp_path / "mine" / "a", PIXELS[:2]).parent
+    folder_of(folder / "a", PIXELS[:1], "bmp")
+    data = data_of(folder)
+    data.load("all")
+    assert data.names() == ["a/00.bmp", "a/00.png", "a/01"]
+
+
+def test_a_new_image_leaves_the_split_as_it_is(tmp_path):
+    folder = folder_of(tmp_path / "mine", PIXELS)
+
+    def parts() -> dict[str, set[str]]:
+        data = data_of(folder, val_fraction=0.2, test_fraction=0.3)
+        names = np.array([data.load("all") and data.names()][0])
+        return {stage: set(names[data.load(stage).chosen]) for stage in STAGES}
+
+    before = parts()
+    Image.fromarray(PIXELS[0]).save(folder / "30.png")
+    after = parts()
+    assert all(len(after[stage] & before[stage]) >= len(before[stage]) - 1 for stage in STAGES)

@@ -82,6 +82,8 @@ def test_a_setting_that_is_refused_takes_no_folder(data, tmp_path, setting):
         (["model.loss.step_weights=[1,2]"], "model.loss.step_weights: has 2 weights, must have one for each of the 3"),
         (["seed=-1"], "seed=-1: must be an integer of at least 0"),
         (["data.size=5"], "data.size=5: must be an integer of at least 12"),
+        (["data=files", "data.path=nowhere"], "data.path=nowhere: no such file or folder"),
+        (["data=files"], "data.path: Missing mandatory value"),
         (["data=voc", "data.devkit=nowhere"], "nowhere/VOC2012: no such folder; set data.devkit"),
         (
             ["data=voc", "model.likelihood.binary=true", "model.loss.likelihood.binary=true"],

@@ -10,6 +10,7 @@ from conftest import ROOT
 from devkit import make_devkit
 from digits import make_digits
 from hydra.utils import get_object, instantiate
+from image_files import make_images
 from omegaconf import OmegaConf
 
 import evaluate as evaluate_script
@@ -58,6 +59,9 @@ def run(tmp_path, data_dir, capsys, monkeypatch):
             config.data.batch_size = 8
         few = {stage: (name, 200) for stage, (name, _) in flying.SPLITS.items()}
         monkeypatch.setattr(flying, "SPLITS", few)
+        if config.data._target_.endswith("FilesDataModule"):
+            config.data.path = str(make_images(tmp_path / "images"))
+            config.data.batch_size = 4
         if "mnist_dir" in config.data:
             monkeypatch.setattr("nem_lightning.datamodules.mnist.IMAGES", make_digits(tmp_path / "mnist"))
             config.data.mnist_dir = str(tmp_path / "mnist")

@@ -7,7 +7,6 @@ import runpy
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 from commands import Command, composed
 from conftest import FEW, ROOT
@@ -15,8 +14,7 @@ from devkit import make_devkit
 from digits import make_digits
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from PIL import Image
-from tiny import few_shapes
+from image_files import make_images
 
 import evaluate
 import predict
@@ -118,18 +116,6 @@ def places(tmp_path_factory, data_dir):
         voc = ["data=voc", f"data.devkit={devkit}", f"data.cache_dir={folder}", "data.size=16"]
         found["voc"] = best.format(trained(folder / "voc", [*of_data[:1], *voc]))
         yield found
-
-
-def make_images(folder: Path) -> Path:
-    """Write images with masks as files in a folder, and the images as an array in a file beside the folder."""
-    folder.mkdir()
-    frames = few_shapes(20)
-    images, groups = frames.frames[:, 0, 0].numpy(), frames.groups[:, 0].numpy()
-    for index, (image, labels) in enumerate(zip(images, groups, strict=True)):
-        Image.fromarray(image * np.uint8(255)).save(folder / f"{index}.png")
-        Image.fromarray(labels).save(folder / f"{index}_mask.png")
-    np.save(folder.with_suffix(".npy"), images)
-    return folder
 
 
 def trained(folder: Path, overrides: list[str]) -> Path:

@@ -124,7 +124,7 @@ def _draw(rows: list[dict[str, Any]]) -> Figure:
     """Draw the same test images for each model; a component has the colour of the group that shares most with it."""
     first = rows[0]["pictures"]
     images, groups = torch.tensor(first["image"]), torch.tensor(first["groups"])
-    mosaic = figures.Mosaic(2 + len(rows), len(images), images.shape[1:], label_width=250)
+    mosaic = figures.Mosaic(2 + len(rows), len(images), images.shape[1:], label_width=290)
     for index, text in enumerate(("input", "true groups", *(row["title"] for row in rows))):
         mosaic.label(index, 0, text)
     for column, (image, true) in enumerate(zip(images, groups, strict=True)):

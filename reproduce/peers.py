@@ -25,6 +25,7 @@ BATCHES = 16
 """Test batches."""
 DRAWN, DRAWN_IMAGES = ("shapes", "shapes20"), 12
 """The data sets of which pictures are drawn, and how many test images."""
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 STARTS = 16
 """Of the test with several starts; models that have several by default are tested with one as well."""
 PUBLISHED = {
@@ -104,7 +105,7 @@ def score(row: Row, seed: int, run: Run | None, folder: Path, results: Path, say
 
 @torch.no_grad()
 def _pictures(row: Row, checkpoint: Path | None) -> dict[str, Any]:
-    """Give the first test images, their true groups and the labels that ``evaluate.py`` finds, each (N, H, W)."""
+    """Give the first test images, their true groups and the labels that ``evaluate.py`` finds, as texts."""
     config = settings(row)
     data: FramesDataModule[Any] = instantiate(config["data"], data_dir=os.environ.get("NEM_DATA_DIR", "data"))
     data.prepare_data()
@@ -117,13 +118,23 @@ def _pictures(row: Row, checkpoint: Path | None) -> dict[str, Any]:
     module = built.eval()
     *_, last = module(batch["frames"], module.generator("test", 0), module.model.num_starts)
     found = {"image": batch["frames"][:, 0, 0], "groups": batch["groups"][:, 0], "labels": last.labels}
-    return {name: values[:DRAWN_IMAGES].int().tolist() for name, values in found.items()}
+    return {name: [_as_text(image) for image in values[:DRAWN_IMAGES].int()] for name, values in found.items()}
+
+
+def _as_text(image: torch.Tensor) -> str:
+    """Give an image of integers below 36 as text: a digit or letter a pixel, a word a row."""
+    return " ".join("".join(map(DIGITS.__getitem__, row)) for row in image.tolist())
+
+
+def _as_image(text: str) -> torch.Tensor:
+    """Give the image of :func:`_as_text`, (H, W)."""
+    return torch.tensor([[int(digit, 36) for digit in row] for row in text.split()])
 
 
 def _draw(rows: list[dict[str, Any]]) -> Figure:
     """Draw the same test images for each model; a component has the colour of the group that shares most with it."""
     first = rows[0]["pictures"]
-    images, groups = torch.tensor(first["image"]), torch.tensor(first["groups"])
+    images, groups = (torch.stack([_as_image(text) for text in first[name]]) for name in ("image", "groups"))
     mosaic = figures.Mosaic(2 + len(rows), len(images), images.shape[1:], label_width=290)
     for index, text in enumerate(("input", "true groups", *(row["title"] for row in rows))):
         mosaic.label(index, 0, text)
@@ -131,7 +142,7 @@ def _draw(rows: list[dict[str, Any]]) -> Figure:
         mosaic.show(0, column, figures.image_pixels(image[None]))
         mosaic.show(1, column, figures.groups_colours(true, true))
         for index, row in enumerate(rows, start=2):
-            labels = torch.tensor(row["pictures"]["labels"][column]) + 1
+            labels = _as_image(row["pictures"]["labels"][column]) + 1
             mosaic.show(index, column, figures.groups_colours(labels * image, true))
     return mosaic.figure()
 

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import python_server
+import torch
 
+from nem_lightning import figures
 from nem_lightning.errors import InputError
 from reproduce import __main__, peers, rows
 from reproduce.evaluation import Run
@@ -52,3 +55,18 @@ def test_rows_are_trained_scored_and_tabulated(tmp_path, monkeypatch):
 
 def test_without_scores_there_is_no_table(tmp_path):
     assert peers.write(tmp_path) is None
+
+
+def test_the_picture_shows_each_model_in_the_colours_of_the_true_groups():
+    groups = torch.zeros(28, 28, dtype=torch.int)
+    groups[3:9, 3:9], groups[12:20, 10:18] = 1, 2
+    labels = torch.where(groups == 1, 2, torch.where(groups == 2, 0, 1))  # the same groups by other numbers
+    assert torch.equal(peers._as_image(peers._as_text(labels)), labels)
+    texts = {"image": (groups > 0).int(), "groups": groups, "labels": labels}
+    pictures = {name: [peers._as_text(image)] for name, image in texts.items()}
+    figure = peers._draw([{"title": "a model", "pictures": pictures}])
+    drawn = figure.axes[0].images[0].get_array()
+    assert drawn is not None
+    height = (drawn.shape[0] - figures.TEXT - figures.GAP) // 3
+    true, found = (drawn[figures.TEXT + figures.GAP + row * height :][: height - figures.GAP] for row in (1, 2))
+    assert np.array_equal(true, found) and len(np.unique(true.reshape(-1, 3), axis=0)) == 4  # black, two colours, white

@@ -58,9 +58,9 @@ def predict(config: DictConfig) -> None:
     claim(output, f"{OmegaConf.to_yaml(asked, resolve=True)}# SHA-256 of the checkpoint: {weights}\n")
     console = Console()
     with Progress(console=console) as bar:
-        task = bar.add_task("grouping", total=len(data.load("all")))
-        for done in predictions.write(data, module, output, config.batch_size):
-            bar.update(task, completed=done)
+        task = bar.add_task("grouping", total=None)
+        for done, count in predictions.write(data, module, output):
+            bar.update(task, completed=done, total=count)
     names = ("labels", "overlays", "arrays", "contact_sheet.png")
     command_line.print_places([Place(name, output / name) for name in names], console)
 

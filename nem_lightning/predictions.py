@@ -78,7 +78,7 @@ def on_gpu(module: GroupingModule) -> GroupingModule:
     return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def write(data: FilesDataModule, module: GroupingModule, output: Path, batch_size: int) -> Iterator[int]:
+def write(data: FilesDataModule, module: GroupingModule, output: Path) -> Iterator[tuple[int, int]]:
     """Group all images of a data set and write what is found, batch by batch; goes on where an earlier call stopped.
 
     For each image: ``labels/NAME.png``, whose pixels are the labels of :class:`Groups`, in colours;
@@ -89,15 +89,14 @@ def write(data: FilesDataModule, module: GroupingModule, output: Path, batch_siz
         data: prepared.
         module: the model.
         output: the folder.
-        batch_size: images at a time.
 
     Yields:
-        How many images are done, after each batch.
+        How many images are done, and how many there are, after each batch.
     """
     frames, names = data.load("all"), data.names()
-    steps = module.model.num_steps
-    for batch, start in enumerate(range(0, len(frames), batch_size)):
-        indices = range(start, min(start + batch_size, len(frames)))
+    steps, size = module.model.num_steps, data.batch_size
+    for batch, start in enumerate(range(0, len(frames), size)):
+        indices = range(start, min(start + size, len(frames)))
         missing = [index for index in indices if not (output / "arrays" / f"{names[index]}.npz").exists()]
         if missing:
             images = frames.__getitems__(indices)["frames"]
@@ -106,7 +105,7 @@ def write(data: FilesDataModule, module: GroupingModule, output: Path, batch_siz
                 at = index - start
                 means = None if found.means is None else found.means[at]
                 _write(output, names[index], target[at], found.labels[at], found.responsibilities[at], means)
-        yield indices.stop
+        yield indices.stop, len(frames)
     _write_sheet(output, names[:SHEET])
 
 

@@ -7,6 +7,7 @@ python -m reproduce.number_of_objects --images 64 --checkpoint outputs/RUN/check
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from nem_lightning.datamodules.base import TensorFrames
 from nem_lightning.datamodules.shapes import generate, stills
 from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
-from nem_lightning.models.m_steps import evaluating
 from nem_lightning.runs.command_line import Place, print_places
 from nem_lightning.scores.mutual_information import AdjustedMutualInformation
 from nem_lightning.training import checkpoints
@@ -25,7 +25,7 @@ from nem_lightning.training.module import GroupingModule
 from reproduce import tables
 from reproduce.evaluation import machine
 from reproduce.rows import ROOT
-from reproduce.scoring import batches
+from reproduce.scoring import by_image
 
 COUNTS = (2, 3, 4, 5)
 """Objects in an image of the mixed set."""
@@ -79,19 +79,23 @@ def scored(path: Path, images: int, console: Console) -> dict[tuple[str, str], t
     return {key: tuple(torch.cat(parts).nanmean(0).tolist()) for key, parts in found.items()}
 
 
-@torch.no_grad()
+class NumberRight:
+    """Says of each image whether as many components as there are objects have a bright pixel."""
+
+    def __init__(self, objects: int) -> None:
+        self.objects = objects
+
+    def by_image(self, labels: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """(B, H, W), (B, C, H, W) -> (B,), 0 or 1."""
+        taken = [len(of_image[bright].unique()) for of_image, bright in zip(labels, target[:, 0] > 0, strict=True)]
+        return (torch.tensor(taken) == self.objects).double()
+
+
 def _score(module: GroupingModule, data: TensorFrames, objects: int, k: int | None) -> torch.Tensor:
-    """Give for each image its AMI, and whether as many components as objects have pixels: (N, 2)."""
-    score, parts = AdjustedMutualInformation("max"), []
-    with evaluating(module.model):
-        for index, batch in enumerate(batches(data)):
-            generator = module.generator("test", index)
-            *_, last = module.model.groupings(batch["frames"], num_components=k, generator=generator)
-            bright = batch["frames"][:, 0, 0].bool()
-            taken = [len(labels[mask].unique()) for labels, mask in zip(last.labels, bright, strict=True)]
-            ami = score.by_image(labels=last.labels, groups=batch["groups"][:, 0])
-            parts.append(torch.stack([ami, (torch.tensor(taken) == objects).to(ami)], 1))
-    return torch.cat(parts)
+    """Give for each image its AMI, and whether the number of components is right: (N, 2)."""
+    scores: dict[str, Any] = {"ami": AdjustedMutualInformation("max"), "right": NumberRight(objects)}
+    (found,) = by_image(module, data, scores, num_components=k).values()
+    return torch.stack([found["ami"], found["right"]], 1)
 
 
 def as_page(found: list[dict[tuple[str, str], tuple[float, float]]], images: int) -> str:

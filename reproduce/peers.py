@@ -1,7 +1,6 @@
 """The rows of other models: ``evaluate.py`` scores each on the same images, also with a larger K and other starts."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +94,7 @@ def score(row: Row, seed: int, run: Run | None, folder: Path, results: Path, say
         of_last = {name: scores["by_step"][-1][name] for name in ("ami_max", "ami_arithmetic", "ari")}
         found.append({"overrides": list(overrides), **counts, **of_last})
     if row.name.partition("_")[0] in DRAWN and seed == 0:
-        facts["pictures"] = _pictures(row, None if run is None else run.best_checkpoint)
+        facts["pictures"] = _pictures(row, best)
     path = results / "peers" / f"{row.name}_seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"row": row.name, "title": row.title, "seed": seed, "machine": machine(), **facts, "tests": found}
@@ -107,7 +106,7 @@ def score(row: Row, seed: int, run: Run | None, folder: Path, results: Path, say
 def _pictures(row: Row, checkpoint: Path | None) -> dict[str, Any]:
     """Give the first test images, their true groups and the labels that ``evaluate.py`` finds, as texts."""
     config = settings(row)
-    data: FramesDataModule[Any] = instantiate(config["data"], data_dir=os.environ.get("NEM_DATA_DIR", "data"))
+    data: FramesDataModule[Any] = instantiate(config["data"])
     data.prepare_data()
     data.setup("test")
     batch = next(iter(data.test_dataloader()))

@@ -195,6 +195,10 @@ class FramesDataModule(pl.LightningDataModule, Generic[Held]):
             self.stages[stage] = self.load(stage)
         return self.stages[stage]
 
+    def device(self) -> torch.device:
+        """Give the device of the training, on which batches may be drawn; the CPU without a Trainer."""
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 

@@ -10,13 +10,12 @@ import abc
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from nem_lightning.datamodules import mnist
 from nem_lightning.datamodules.base import FramesDataModule
 from nem_lightning.datamodules.flying import Templates, Trajectories
-from nem_lightning.datamodules.shapes import MASKS, SPLITS
-from nem_lightning.errors import InputError, require_count, require_flag
+from nem_lightning.datamodules.shapes import MASKS, SPLITS, splits_for
+from nem_lightning.errors import require_count, require_flag
 
 
 class BindingDataModule(FramesDataModule[Trajectories]):
@@ -43,10 +42,8 @@ class BindingDataModule(FramesDataModule[Trajectories]):
     ) -> None:
         super().__init__(batch_size, seed)
         require_count("generation_seed", generation_seed, minimum=0)
-        if train_on not in ("training", "single"):
-            raise InputError(f"train_on={train_on!r}: must be 'training' or 'single'")
         self.generation_seed = generation_seed
-        self.splits = {"train": train_on, "val": "validation", "test": "test"}
+        self.splits = splits_for(train_on)
 
     @abc.abstractmethod
     def templates(self, stage: str) -> Templates:
@@ -77,9 +74,8 @@ class BindingDataModule(FramesDataModule[Trajectories]):
         rng = np.random.default_rng([self.generation_seed, list(SPLITS).index(name)])
         kinds = self.kinds(rng, SPLITS[name], name == "single", len(templates.pixels))
         positions = self.positions(rng, self.image_shape[1:] - templates.extents[kinds])
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
         stills = np.ascontiguousarray(positions[:, None].astype(np.uint8))  # (N, 1, O, 2)
-        return Trajectories(templates, kinds, stills, self.image_shape[1], device)
+        return Trajectories(templates, kinds, stills, self.image_shape[1], self.device())
 
 
 class CornersDataModule(BindingDataModule):

@@ -148,7 +148,7 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
             require_number(name, share, minimum=0, maximum=1)
         require(val_fraction + test_fraction < 1, "val_fraction + test_fraction: must be less than 1")
         require(binary is None or isinstance(binary, bool), f"binary={binary}: must be true, false or null")
-        require(path is not None, "data.path: must be given, the folder or file of images")
+        require(path is not None, "path: must be given, the folder or file of images")
         require(channels in (None, 1, 3), f"channels={channels}: must be 1, 3 or null")
         self.path = Path(path).expanduser()
         self.fractions, self.split_seed = {"val": val_fraction, "test": test_fraction}, split_seed

@@ -196,8 +196,7 @@ class FlyingDataModule(FramesDataModule[Frames]):
         fastest = round(self.max_speed * UNIT)
         velocities = rng.integers(-fastest, fastest + 1, size=room.shape)
         positions = fly(starts, velocities, room, self.num_frames).swapaxes(0, 1)  # (N, F, O, 2)
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-        return Trajectories(templates, kinds, np.ascontiguousarray(positions), size, device)
+        return Trajectories(templates, kinds, np.ascontiguousarray(positions), size, self.device())
 
 
 class FlyingShapesDataModule(FlyingDataModule):

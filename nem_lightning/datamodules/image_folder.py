@@ -20,7 +20,6 @@ from nem_lightning.errors import InputError, require
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
@@ -105,8 +104,10 @@ class ImageFolder:
             if self.has_masks:
                 masks = open_memmap(whole / "masks.npy", "w+", np.int16, (shape[0], *self.size))
 
-            def one(index: int) -> None:
-                file, mask = self.files[index], self.masks[self.files[index]]
+            place = {file: index for index, file in enumerate(self.files)}
+
+            def one(file: Path) -> None:
+                index, mask = place[file], self.masks[file]
                 pixels = pictures.read(file, self.channels, self.size)
                 if binary and pictures.header(file)[:2] == self.size:
                     require_pixels(pixels, True, str(file))
@@ -114,7 +115,7 @@ class ImageFolder:
                 if masks is not None and mask is not None:
                     masks[index] = whole_groups(pictures.read_mask(mask, file, self.size), str(mask))
 
-            kept = [index for index, _ in self._each(one, range(len(self.files)))]
+            kept = [place[file] for file, _ in self._each(one, self.files)]
             require(bool(kept), f"{self.path}: has no images that can be read")
             np.save(whole / "kept.npy", kept)
             for array in (images, masks):
@@ -157,21 +158,21 @@ class ImageFolder:
     def _most(self, binary: bool) -> float:
         return 1.0 if binary else 65_535.0 if self.is_deep else 255.0
 
-    def _each(self, read: Callable[[Item], Found], items: Iterable[Item]) -> list[tuple[Item, Found]]:
-        """Read all, in threads. Give each item with what was read, without those that are left out."""
+    def _each(self, read: Callable[[Path], Found], files: Iterable[Path]) -> list[tuple[Path, Found]]:
+        """Read all, in threads. Give each file with what was read, without those that are left out."""
         before = len(self.skipped)
 
-        def one(item: Item) -> tuple[Item, Found] | None:
+        def one(file: Path) -> tuple[Path, Found] | None:
             try:
-                return item, read(item)
+                return file, read(file)
             except InputError as error:
                 if not self.skip_unreadable:
                     raise
-                self.skipped[self.files[item] if isinstance(item, int) else item] = str(error)  # pyright: ignore[reportArgumentType]
+                self.skipped[file] = str(error)
                 return None
 
         with ThreadPoolExecutor() as pool:
-            found = [pair for pair in pool.map(one, items) if pair is not None]
+            found = [pair for pair in pool.map(one, files) if pair is not None]
         if len(self.skipped) > before:
             last = next(reversed(self.skipped.values()))
             log.warning("left out %d files that cannot be used, such as %s", len(self.skipped), last)

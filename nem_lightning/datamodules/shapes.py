@@ -21,6 +21,17 @@ SPLITS = {"training": 50_000, "validation": 10_000, "test": 10_000, "single": 10
 """The groups of the file, and how many images each has."""
 
 
+def splits_for(train_on: str) -> dict[str, str]:
+    """Give the name in :data:`SPLITS` of each stage.
+
+    Raises:
+        InputError: ``train_on`` is not "training" or "single".
+    """
+    if train_on not in ("training", "single"):
+        raise InputError(f"train_on={train_on!r}: must be 'training' or 'single'")
+    return {"train": train_on, "val": "validation", "test": "test"}
+
+
 def generate(count: int, size: int, num_objects: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw images of overlapping shapes.
 
@@ -97,12 +108,10 @@ class ShapesDataModule(FramesDataModule[TensorFrames]):
         require_count("num_objects", num_objects)
         require(num_objects < 255, f"num_objects={num_objects}: must be less than 255")
         require_count("generation_seed", generation_seed, minimum=0)
-        if train_on not in ("training", "single"):
-            raise InputError(f"train_on={train_on!r}: must be 'training' or 'single'")
         self.image_shape = (1, size, size)
         self.num_objects = num_objects
         self.generation_seed = generation_seed
-        self.splits = {"train": train_on, "val": "validation", "test": "test"}
+        self.splits = splits_for(train_on)
         self.path = self._path(Path(data_dir).expanduser())
 
     def _path(self, data_dir: Path) -> Path:

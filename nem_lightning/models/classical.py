@@ -22,8 +22,16 @@ from nem_lightning.models.grouping import Grouping, GroupingModel, frame_pair
 from nem_lightning.models.likelihoods import likelihood_for
 
 
-class ClassicalModel(GroupingModel):
-    """A grouping model without weights. A subclass implements :meth:`group`.
+class Untrained(GroupingModel):
+    """A grouping model without weights."""
+
+    def training_loss(self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None) -> NoReturn:
+        """Refuse: there is nothing to train."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained")
+
+
+class ClassicalModel(Untrained):
+    """Groups images by a function of single images, on one thread. A subclass implements :meth:`group`.
 
     Of a sequence, the frame that a step explains is grouped, each frame by itself.
 
@@ -44,21 +52,22 @@ class ClassicalModel(GroupingModel):
         generator: torch.Generator | None,
     ) -> Iterator[Grouping]:
         """Yield a grouping of each frame that a step explains; of a still image, the same one at each step."""
+
+        def grouping(images: Tensor) -> Grouping:
+            with threadpool_limits(1):  # with few points, more threads only wait for each other
+                return self.group(images, num_components, num_starts, generator)
+
         if frames.shape[1] == 1:
-            yield from [self.group(frames[:, 0], num_components, num_starts, generator)] * num_steps
+            yield from [grouping(frames[:, 0])] * num_steps
             return
         for step in range(1, num_steps + 1):
-            yield self.group(frame_pair(frames, step)[1], num_components, num_starts, generator)
+            yield grouping(frame_pair(frames, step)[1])
 
     @abc.abstractmethod
     def group(
         self, images: Tensor, num_components: int, num_starts: int, generator: torch.Generator | None
     ) -> Grouping:
         """Group the pixels of images, (B, C, H, W)."""
-
-    def training_loss(self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None) -> NoReturn:
-        """Refuse: there is nothing to train."""
-        raise NotImplementedError(f"{type(self).__name__} is not trained")
 
 
 class PositionKMeans(ClassicalModel):
@@ -77,7 +86,7 @@ class PositionKMeans(ClassicalModel):
             return self.cluster(positions, min(num_components, len(positions)), num_starts, seed)
 
         labels = np.zeros((len(images), *images.shape[2:]), dtype=int)
-        with threadpool_limits(1), warnings.catch_warnings():  # with few points, more threads only wait for each other
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than K
             for of_image, bright in zip(labels, (images > 0).any(1).cpu().numpy(), strict=True):
                 if bright.any():
@@ -132,7 +141,7 @@ class Chance(ClassicalModel):
         return Grouping((draws == draws.amax(1, keepdim=True)).to(images))
 
 
-class Mixture(GroupingModel):
+class Mixture(Untrained):
     """Fit a mixture of K whole images to each image by EM, without any network: what neural EM generalises.
 
     Every component has a mean of its own for every pixel, so
@@ -185,10 +194,6 @@ class Mixture(GroupingModel):
             params = mean.clamp(1e-6, 1 - 1e-6).logit() if self.binary else mean
             gamma = (self.likelihood.log_prob(image, params) + shares.log()).softmax(1)
             yield Grouping(gamma, mean)
-
-    def training_loss(self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None) -> NoReturn:
-        """Refuse: there is nothing to train."""
-        raise NotImplementedError("Mixture is not trained")
 
 
 def _seed(generator: torch.Generator | None) -> int:

@@ -113,13 +113,12 @@ class ReconstructionClustering(GroupingModel):
     ) -> Iterator[Clustering]:
         """Yield the groupings after steps 1 to T, for each image from its best start."""
         image = frames[:, 0]
-        best = starts.best_start(
+        return starts.steps_from_best(
             lambda: Grouping(starts.noise(image, num_components, generator)),
             lambda start: self.steps(start, image, num_steps),
             lambda end: starts.energy(self.likelihood, image, end.logits, end.responsibilities),
             num_starts,
         )
-        yield from self.steps(best, image, num_steps)
 
     def steps(self, grouping: Grouping, image: Tensor, num_steps: int) -> Iterator[Clustering]:
         """Take T steps from a grouping. ``image`` is (B, C, H, W)."""

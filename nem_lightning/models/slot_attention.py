@@ -144,13 +144,12 @@ class SlotAttention(GroupingModel):
         def steps(start: Slots) -> Iterator[Slots]:
             return map(self.decode, self.iterate(start.slots, image, num_steps))
 
-        best = starts.best_start(
+        return starts.steps_from_best(
             lambda: self.decode(self.start(len(image), num_components, generator)),
             steps,
             lambda end: self.errors(image, end),
             num_starts,
         )
-        yield from steps(best)
 
     def errors(self, image: Tensor, grouping: Grouping) -> Tensor:
         """Give the squared error of each image, summed over channels and pixels: (B, C, H, W) -> (B,)."""

@@ -91,6 +91,16 @@ def best_start(
     return best
 
 
+def steps_from_best(
+    draw: Callable[[], Start],
+    steps: Callable[[Start], Iterator[End]],
+    energy_of: Callable[[End], Tensor],
+    num_starts: int,
+) -> Iterator[End]:
+    """Take all steps from the start that :func:`best_start` gives for these arguments."""
+    yield from steps(best_start(draw, steps, energy_of, num_starts))
+
+
 def energy(likelihood: Likelihood, image: Tensor, params: Tensor, responsibilities: Tensor) -> Tensor:
     """Measure how badly K components explain an image, in nats; the start with the lowest energy is kept.
 

@@ -151,13 +151,12 @@ class Tagger(GroupingModel):
     ) -> Iterator[Tagging]:
         """Yield the states after iterations 1 to T on the clean image, for each image from its best start."""
         image = frames[:, 0]
-        best = starts.best_start(
+        return starts.steps_from_best(
             lambda: self.start(image, num_components, generator),
             lambda start: self.steps(start, image, num_steps),
             lambda end: starts.energy(self.likelihood, image, end.logits, end.responsibilities),
             num_starts,
         )
-        yield from self.steps(best, image, num_steps)
 
     def training_loss(
         self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None

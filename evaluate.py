@@ -45,7 +45,7 @@ def evaluate(config: DictConfig, folder: RunFolder) -> None:
     require(config.split in STAGES, f"split={config.split}: must be one of {', '.join(STAGES)}")
     command_line.set_seed(config.seed)
     sizes = {name: config[name] for name in ("num_components", "num_steps", "num_starts")}
-    scores = instantiate(config.scores)
+    scores = command_line.parts(config.scores)
     datamodule = instantiate(config.data)
     if model is None:
         module = checkpoints.load_module(config.ckpt_path, scores, config.seed, sizes, config.trusted)

@@ -44,7 +44,9 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     command_line.set_seed(config.seed)
     datamodule = instantiate(config.data)
     config.pixels = {"shape": list(datamodule.image_shape), "binary": datamodule.binary}
-    module = checkpoints.build(config.model, config.module, instantiate(config.scores), instantiate(config.optimizer))
+    module = checkpoints.build(
+        config.model, config.module, command_line.parts(config.scores), instantiate(config.optimizer)
+    )
     module.model.check_images(datamodule.image_shape, datamodule.binary)
     if config.ckpt_path is not None:  # raises if the weights do not fit
         checkpoints.weights(checkpoints.read_run(config.ckpt_path), module, config.ckpt_path)
@@ -54,9 +56,9 @@ def train(config: DictConfig, folder: RunFolder) -> float:
     kinds.require_trainer(config.trainer)
     kinds.require_kinds("callbacks", config.callbacks)
     kinds.require_kinds("logger", config.logger)
-    callbacks = instantiate(config.callbacks)
+    callbacks = command_line.parts(config.callbacks)
     require_known_monitors(callbacks, module)
-    loggers = list(instantiate(config.logger).values())
+    loggers = list(command_line.parts(config.logger).values())
     begin = LambdaCallback(on_train_start=lambda *_: folder.begin())
     trainer = instantiate(
         config.trainer,

@@ -150,7 +150,7 @@ def test_the_same_seed_gives_the_same_run(run, here, tmp_path):
     assert all(torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
 
 
-@pytest.mark.parametrize("change", ["~callbacks.best_checkpoint", "callbacks.best_checkpoint.monitor=null"])
+@pytest.mark.parametrize("change", ["callbacks.best_checkpoint=null", "callbacks.best_checkpoint.monitor=null"])
 def test_a_run_in_double_precision_whose_checkpoints_watch_no_score(run, tmp_path, change):
     run("train.py", *SMOKE, change, "trainer.precision=64-true")
     scores = json.loads(only(tmp_path.glob("outputs/*/scores.json")).read_text())

@@ -218,6 +218,16 @@ def test_the_image_shape_follows_the_data(tmp_path, data_dir):
     assert em.m_step.image_shape == (3, 32, 32) and isinstance(em.likelihood, Gaussian)
 
 
+def test_real_pixels_get_a_smaller_learning_rate(tmp_path, data_dir):
+    """Adam moves a Gaussian's means by the learning rate; a Bernoulli's logits may move ten times as far."""
+    rates = {}
+    for data in ("shapes", "voc"):
+        config = composed("train", [f"data={data}"], tmp_path, data_dir)
+        model_of(config)  # sets the kind of pixels
+        rates[data] = config.optimizer.lr
+    assert rates == {"shapes": 2e-2, "voc": 2e-3}
+
+
 def test_natural_images_are_scored_by_overlap_too(tmp_path, data_dir):
     for script in ("train", "evaluate"):
         shapes, voc = (composed(script, [f"data={data}"], tmp_path, data_dir).scores for data in ("shapes", "voc"))

@@ -155,6 +155,26 @@ class EachOnce(DistributedSampler):
         return len(self.indices)
 
 
+class Shuffled(DistributedSampler):
+    """A sampler that gives every item several times an epoch, in an order that is drawn anew in each epoch.
+
+    Args:
+        count: how many items there are.
+        passes: how many times each is given.
+        world: how many processes.
+        rank: of this process.
+        seed: of the order.
+    """
+
+    def __init__(self, count: int, passes: int, world: int, rank: int, seed: int) -> None:
+        each = range(count * passes)
+        super().__init__(each, world, rank, shuffle=True, seed=seed)  # pyright: ignore[reportArgumentType]
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        return (index % self.count for index in super().__iter__())
+
+
 class FramesDataModule(pl.LightningDataModule, Generic[Held]):
     """Loaders over three :class:`Frames`. A subclass reads them in :meth:`load`.
 
@@ -195,6 +215,10 @@ class FramesDataModule(pl.LightningDataModule, Generic[Held]):
             self.stages[stage] = self.load(stage)
         return self.stages[stage]
 
+    def passes(self, count: int) -> int:
+        """Say how many times an epoch shows each of ``count`` training images."""
+        return 1
+
     def device(self) -> torch.device:
         """Give the device of the training, on which batches may be drawn; the CPU without a Trainer."""
         return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
@@ -205,7 +229,8 @@ class FramesDataModule(pl.LightningDataModule, Generic[Held]):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Give the training batches, in a different order in each epoch."""
         world, rank = self._processes()
-        sampler = DistributedSampler(self.stages["train"], world, rank, shuffle=True, seed=self.seed)
+        count = len(self.stages["train"])
+        sampler = Shuffled(count, self.passes(count), world, rank, self.seed)
         loader = self._loader("train", sampler, ResumableLoader)
         assert isinstance(loader, ResumableLoader)
         loader.trainer = self.trainer

@@ -5,6 +5,7 @@ Shapes: N images or sequences, B of them in a batch, F frames, C channels, H by 
 
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         skip_unreadable: whether image files that cannot be read are left out, and counted; otherwise they are an error.
         cache_dir: the folder of resized images.
         batch_size: images in a batch, at least 1.
+        min_batches: batches in an epoch, at least. If there are fewer images, an epoch shows each several times.
         seed: of the order of training batches.
 
     Raises:
@@ -138,9 +140,11 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         skip_unreadable: bool = False,
         cache_dir: str = "data",
         batch_size: int = 64,
+        min_batches: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, seed)
+        require_count("min_batches", min_batches)
         require_flag("masks_background", masks_background)
         require_flag("skip_unreadable", skip_unreadable)
         require_count("split_seed", split_seed, minimum=0)
@@ -150,7 +154,7 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         require(binary is None or isinstance(binary, bool), f"binary={binary}: must be true, false or null")
         require(path is not None, "path: must be given, the folder or file of images")
         require(channels in (None, 1, 3), f"channels={channels}: must be 1, 3 or null")
-        self.path = Path(path).expanduser()
+        self.path, self.min_batches = Path(path).expanduser(), min_batches
         self.fractions, self.split_seed = {"val": val_fraction, "test": test_fraction}, split_seed
         self.background, self.cache_dir = masks_background, Path(cache_dir).expanduser()
         wanted = _checked_size(size)
@@ -212,6 +216,9 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
             self.background,
             str(self.path),
         )
+
+    def passes(self, count: int) -> int:
+        return math.ceil(self.min_batches * self.batch_size / count)
 
     def names(self) -> list[str]:
         """Give a name for each image that :meth:`load` gives for "all": the file's in the folder, or a number."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich import box
@@ -91,6 +92,11 @@ def _raised_by_lightning(error: Exception) -> bool:
 def _one_line(message: str) -> CompactHydraException:
     """Give an exception that Hydra prints without a traceback (with it if HYDRA_FULL_ERROR=1)."""
     return CompactHydraException(" ".join(message.split()))
+
+
+def parts(config: DictConfig) -> dict[str, Any]:
+    """Instantiate the named parts of a group, such as the callbacks; ``callbacks.NAME=null`` leaves one out."""
+    return {name: part for name, part in instantiate(config).items() if part is not None}
 
 
 class CheckRunFolder(Callback):

@@ -4,6 +4,7 @@ Hydra itself hands the registered resolvers on to the jobs of a sweep.
 """
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -17,6 +18,11 @@ def cuda_or_cpu() -> str:
     import torch  # here, so that --help need not wait for it
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def if_binary(binary: bool, then: Any, otherwise: Any) -> Any:
+    """The setting for binary pixels, or the one for real pixels, as in ``${if_binary:${pixels.binary},2e-2,2e-3}``."""
+    return then if binary else otherwise
 
 
 def folder_name(path: str) -> str:
@@ -54,5 +60,5 @@ def gpus_per_node(trainer: str, devices: int | str) -> int | None:
     return None if trainer == "cpu" else tasks_per_node(devices)
 
 
-for resolver in (cuda_or_cpu, folder_name, sweep_name, run_in_sweep, tasks_per_node, gpus_per_node):
+for resolver in (cuda_or_cpu, if_binary, folder_name, sweep_name, run_in_sweep, tasks_per_node, gpus_per_node):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

@@ -336,3 +336,19 @@ def test_a_new_image_leaves_the_split_as_it_is(tmp_path):
     Image.fromarray(PIXELS[0]).save(folder / "30.png")
     after = parts()
     assert all(len(after[stage] & before[stage]) >= len(before[stage]) - 1 for stage in STAGES)
+
+
+def test_an_epoch_of_few_images_shows_each_several_times(tmp_path):
+    np.save(tmp_path / "mine.npy", PIXELS)
+    data = data_of(tmp_path / "mine.npy", val_fraction=0.1, test_fraction=0.1, batch_size=4, min_batches=20)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert len(loader) == 24  # 24 images of which each is shown four times
+    epochs = [torch.cat([batch["frames"] for batch in loader]) for _ in range(2)]
+    counts = epochs[0].flatten(1).unique(dim=0, return_counts=True)[1]
+    assert counts.tolist() == [4] * 24
+    loader.sampler.set_epoch(1)  # pyright: ignore[reportAttributeAccessIssue]
+    other = torch.cat([batch["frames"] for batch in loader])
+    assert torch.equal(*epochs) and not torch.equal(epochs[0], other)
+    with pytest.raises(InputError, match="min_batches=0: must be"):
+        data_of(tmp_path / "mine.npy", min_batches=0)

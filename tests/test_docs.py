@@ -45,7 +45,7 @@ def test_the_python_example_of_the_readme():
 
 
 def test_the_python_example_of_the_page_on_own_images():
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_images.md").read_text(), flags=re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_images.md").read_text(), flags=re.DOTALL)[0]
     found: dict = {}
     with contextlib.chdir(ROOT):
         exec(example, found)

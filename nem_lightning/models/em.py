@@ -173,9 +173,12 @@ class NeuralEM(GroupingModel):
 
         ``image`` is the first frame, (B, C, H, W).
         """
-        state = image.new_zeros(len(image), num_components, self.m_step.state_size)
-        mean = image.new_full((len(image), num_components, *image.shape[1:]), self.initial_mean)
-        gamma = self.first_responsibilities(image, num_components, generator)
+        return self.blank(image, self.first_responsibilities(image, num_components, generator))
+
+    def blank(self, image: Tensor, gamma: Tensor) -> Iterate:
+        """Give the iterate before the first step for a first gamma, (B, K, 1, H, W)."""
+        state = image.new_zeros(*gamma.shape[:2], self.m_step.state_size)
+        mean = image.new_full((*gamma.shape[:2], *image.shape[1:]), self.initial_mean)
         return Iterate(state=state, params=mean, mean=mean, responsibilities=gamma)
 
     def first_responsibilities(

@@ -41,22 +41,28 @@ def bright_regions(image: Tensor, num_components: int, generator: torch.Generato
 
     Source: Arthur and Vassilvitskii 2007, section 2.2, for the pixels.
     """
+    like = {"dtype": image.dtype, "device": image.device}
+    return regions(image, torch.rand(num_components, len(image), 1, generator=generator, **like))
+
+
+def regions(image: Tensor, draws: Tensor) -> Tensor:
+    """Give the regions of :func:`bright_regions` for numbers drawn from [0, 1): (B, C, H, W), (K, B, 1) -> gamma."""
     batch, _, height, width = image.shape
     tiny = 1e-9  # an image may be black, or have fewer bright pixels than there are components
     like = {"dtype": image.dtype, "device": image.device}
     rows, columns = torch.arange(height, **like), torch.arange(width, **like)
     brightness = image.mean(1).flatten(1).clamp_min(0) + tiny
     nearest, distances = torch.ones_like(brightness), []
-    for draw in torch.rand(num_components, batch, 1, generator=generator, **like):
+    for draw in draws:
         upto = (brightness * (nearest + tiny)).cumsum(1, dtype=torch.float64)  # faster than multinomial
-        seed = torch.searchsorted(upto, draw * upto[:, -1:], right=True).clamp_max(height * width - 1)  # (B, 1)
+        seed = (upto <= draw * upto[:, -1:]).sum(1, keepdim=True).clamp_max(height * width - 1)  # (B, 1)
         down, across = (rows - seed // width).square(), (columns - seed % width).square()  # (B, H), (B, W)
         distance = (down.unsqueeze(2) + across.unsqueeze(1)).flatten(1)  # (B, HW)
         nearest = torch.minimum(nearest, distance) if distances else distance
         distances.append(distance)
     spread = SPREAD * max(height, width)
     gamma = (torch.stack(distances, 1) / (-2 * spread**2)).softmax(1)
-    return gamma.view(batch, num_components, 1, height, width)
+    return gamma.view(batch, len(draws), 1, height, width)
 
 
 STARTS = {"noise": noise, "bright_regions": bright_regions}

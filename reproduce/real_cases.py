@@ -7,7 +7,7 @@
 - ``voc_masks``: the outlines of two to four classes of things in a photo of Pascal VOC; each class is an object. Only
   with ``--devkit``.
 
-Each is a folder of PNG files, 40 x 40 pixels, with folders train, val and test. The parts of a picture for test do not
+Each is a folder of PNG files, 28 x 28 pixels, with folders train, val and test. The parts of a picture for test do not
 overlap those for training. Needs the extra ``reproduce`` (pip install -c constraints.txt -e '.[reproduce]').
 """
 
@@ -25,7 +25,7 @@ from skimage import data, filters, measure, morphology
 from nem_lightning.errors import InputError, require
 from nem_lightning.runs.command_line import Place, print_places
 
-SIZE = 40
+SIZE = 28
 """Height and width of the images."""
 COUNTS = {"train": 2000, "val": 100, "test": 100}
 """Parts of a picture, by split."""

@@ -56,7 +56,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         assert paths == ["0000.png", "0000_mask.png", "0001.png", "0001_mask.png"]
         test = tmp_path / "cases" / name / "test"
         image, mask = (np.asarray(Image.open(test / f"0000{end}.png")) for end in ("", "_mask"))
-        assert image.shape == (40, 40) and np.array_equal(image == 255, mask > 0) and set(np.unique(image)) == {0, 255}
+        assert image.shape == (28, 28) and np.array_equal(image == 255, mask > 0) and set(np.unique(image)) == {0, 255}
     assert (tmp_path / "cases" / "voc_masks" / "train").is_dir()
     with pytest.raises(SystemExit, match="cases: is there already; choose another folder"):
         real_cases.main()

@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "headings", "files", "shipped"},
     {"models", "scores"},
     {"datamodules", "training", "runs", "figures"},
-    {"report", "predictions"},
+    {"report", "predictions", "to_onnx"},
 ]
 FRAMEWORKS = {"pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "wandb"}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

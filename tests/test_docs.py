@@ -85,6 +85,7 @@ FITTING = {
     "=my_images.npy": "={images}.npy",
     "=my_images": "={images}",
     "=my_groups": "={groups}",
+    "=my_cases/coins": "={images}",
     "$SLURM_JOB_ID": "7",
 }
 STEPS = {"train": "model.num_steps", "evaluate": "num_steps", "predict": "num_steps"}

@@ -27,6 +27,8 @@ IGNORED = (
     "model.*.binary",
 )
 """Settings that say where a run lies and what it shows, not what it computes; each with all settings below it."""
+OF_REAL_PIXELS = ("model.*likelihood.sigma",)
+"""Settings that binary pixels do not use."""
 ABSENT = "absent"
 """The value of a setting that a run does not have."""
 
@@ -65,7 +67,8 @@ def comparable(settings: Mapping[str, Any], but: Sequence[str] = ()) -> dict[str
         but: patterns of further settings to leave out.
     """
     named = flat(settings)
-    patterns = [pattern for name in (*IGNORED, *but) for pattern in (name, f"{name}.*")]
+    unused = OF_REAL_PIXELS if named.get("pixels.binary") is True else ()
+    patterns = [pattern for name in (*IGNORED, *unused, *but) for pattern in (name, f"{name}.*")]
     folders = {name: named[name] for name in ("paths.run_dir", "paths.data_dir") if named.get(name)}
     return {
         name: _moved(value, folders)

@@ -45,6 +45,14 @@ def test_differences_are_named():
     assert not differences(CONFIG, other, but=["new", "seed"]) and not differences(CONFIG, flat(CONFIG))
 
 
+def test_sigma_of_binary_pixels_does_not_count():
+    binary, real = ({"pixels": {"binary": value}} for value in (True, False))
+    model, other = ({"likelihood": {"sigma": s}, "loss": {"likelihood": {"sigma": 1 + s}}} for s in (0.1, 0.25))
+    assert not differences({**binary, "model": model}, {**binary, "model": other})
+    names = [each.name for each in differences({**real, "model": model}, {**real, "model": other})]
+    assert names == ["model.likelihood.sigma", "model.loss.likelihood.sigma"]
+
+
 HEADINGS = {
     "ami_max": Heading("AMI (max)"),
     "ami_arithmetic": Heading("AMI (arithmetic)"),

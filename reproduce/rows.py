@@ -63,12 +63,11 @@ def _peer(data: str, model: str, title: str, *overrides: str, trained: bool = Tr
 
 def _on_shapes(data: str) -> tuple[Row, ...]:
     single = ("experiment=reconstruction_clustering_shapes",)
-    hard = ("model=reconstruction_clustering", "callbacks.early_stopping.patience=30")  # published: 10, which is early
     return (
         _peer(data, "rnn_em", "RNN-EM", "model=rnn_em"),
         _peer(data, "nem", "N-EM", "model=nem"),
         _peer(data, "rc_single", "Reconstruction Clustering, single", *single),
-        _peer(data, "rc", "Reconstruction Clustering, hard", *hard),
+        _peer(data, "rc", "Reconstruction Clustering, hard", "model=reconstruction_clustering"),
         _peer(data, "tagger", "Tagger, dense", "model=tagger", *_TAGGER),
         _peer(data, "slots", "Slot Attention", "model=slot_attention", *_SLOTS),
         _peer(data, "kmeans", "k-means on (x, y)", "model=position_kmeans", trained=False),

@@ -62,7 +62,11 @@ def predict(config: DictConfig) -> None:
         for done, count in predictions.write(data, module, output):
             bar.update(task, completed=done, total=count)
     names = ("labels", "overlays", "arrays", "contact_sheet.png")
-    command_line.print_places([Place(name, output / name) for name in names], console)
+    places = [Place(name, output / name) for name in names]
+    if module.model.choose_up_to is not None:
+        counts = sorted(predictions.numbers_of_components(output, data.names()).items())
+        places.insert(0, Place("components", ", ".join(f"{k} in {count} images" for k, count in counts)))
+    command_line.print_places(places, console)
 
 
 def claim(output: Path, settings: str) -> None:

@@ -3,6 +3,7 @@
 Shapes: N images or sequences, F frames, K components, C channels, H by W pixels.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from nem_lightning import figures
 from nem_lightning.datamodules import arrays
@@ -83,7 +85,8 @@ def write(data: FilesDataModule, module: GroupingModule, output: Path) -> Iterat
 
     For each image: ``labels/NAME.png``, whose pixels are the labels of :class:`Groups`, in colours;
     ``overlays/NAME.png``, the image in these colours; ``arrays/NAME.npz`` with ``responsibilities`` (K, H, W) and
-    ``means`` (K, C, H, W). At the end, ``contact_sheet.png`` shows the first images. Nothing else is overwritten.
+    ``means`` (K, C, H, W). Labels and overlays have the size of the image, arrays that of the model. At the end,
+    ``contact_sheet.png`` shows the first images. Nothing else is overwritten.
 
     Args:
         data: prepared.
@@ -99,14 +102,22 @@ def write(data: FilesDataModule, module: GroupingModule, output: Path) -> Iterat
         indices = range(start, min(start + size, len(frames)))
         missing = [index for index in indices if not (output / "arrays" / f"{names[index]}.npz").exists()]
         if missing:
-            images = frames.__getitems__(indices)["frames"]
-            found, target = _group(module, batch, images), frame_pair(images, steps)[1]
+            found = _group(module, batch, frames.__getitems__(indices)["frames"])
             for index in missing:
-                at = index - start
-                means = None if found.means is None else found.means[at]
-                _write(output, names[index], target[at], found.labels[at], found.responsibilities[at], means)
+                image = frame_pair(torch.tensor(data.original(index))[None], steps)[1][0]
+                of_image = Groups(*(None if part is None else part[index - start] for part in found))  # pyright: ignore[reportArgumentType]
+                _write(output, names[index], image, of_image, module.model.binary)
         yield indices.stop, len(frames)
-    _write_sheet(output, names[:SHEET])
+    _write_sheet(output, names[:SHEET], module.model.image_shape[1:])
+
+
+def numbers_of_components(output: Path, names: Sequence[str]) -> Counter[int]:
+    """Count the images by the number of components that have pixels, in the arrays that :func:`write` wrote."""
+    found: Counter[int] = Counter()
+    for name in names:
+        with np.load(output / "arrays" / f"{name}.npz") as arrays_of_image:
+            found[int((arrays_of_image["responsibilities"].max((1, 2)) > 0).sum())] += 1
+    return found
 
 
 @torch.no_grad()
@@ -154,14 +165,18 @@ def _frames(images: Any, image_shape: tuple[int, int, int], binary: bool) -> np.
     )
 
 
-def _write(
-    output: Path, name: str, image: torch.Tensor, labels: np.ndarray, responsibilities: np.ndarray, means: Any
-) -> None:
-    """Write what was found in one image; the arrays last, as they say that the image is done."""
+def _write(output: Path, name: str, image: torch.Tensor, found: Groups, binary: bool) -> None:
+    """Write what was found in an image, (C, H, W); the arrays last, as they say that the image is done."""
+    size, mixed = tuple(image.shape[1:]), figures.grouping_colours(torch.from_numpy(found.responsibilities))
+    labels = found.labels
+    if binary and size != labels.shape:  # a bright pixel that vanished in the small image gets the label of the nearest
+        nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+        labels = labels[tuple(nearest)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        labels = _resized(labels, size) * (image > 0.5).any(0).numpy()
+    indexed = Image.fromarray(_resized(labels.astype(np.uint8), size))
     palette = np.concatenate([np.zeros((1, 3)), figures.colours(255)]) * 255
-    indexed = Image.fromarray(labels.astype(np.uint8))
     indexed.putpalette(palette.round().astype(np.uint8).tobytes())
-    mixed = figures.grouping_colours(torch.from_numpy(responsibilities))
+    mixed = _resized((mixed * 255).round().astype(np.uint8), size) / 255
     overlay = 0.5 * figures.image_pixels(image) + 0.5 * mixed
     pictures = {"labels": indexed, "overlays": Image.fromarray((overlay * 255).round().astype(np.uint8))}
     for folder, picture in pictures.items():
@@ -171,25 +186,30 @@ def _write(
             picture.save(file, format="png")
     path = output / "arrays" / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"responsibilities": responsibilities} | ({} if means is None else {"means": means})
+    known = {"responsibilities": found.responsibilities, "means": found.means}
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **found)
+        np.savez_compressed(file, **{key: value for key, value in known.items() if value is not None})
 
 
-def _write_sheet(output: Path, names: Sequence[str]) -> None:
-    """Draw the first overlays and labels, in rows of twelve."""
+def _resized(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resize pixels, (h, w) or (h, w, 3), to H by W: each takes the value of the nearest."""
+    down, across = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, pixels.shape, strict=False)
+    )
+    return pixels[down[:, None], across]
+
+
+def _write_sheet(output: Path, names: Sequence[str], size: tuple[int, int]) -> None:
+    """Draw the first overlays and labels, in rows of twelve, all in the shape of the model's images."""
     rows = [names[start : start + 12] for start in range(0, len(names), 12)]
-    first = _read(output / "labels" / f"{names[0]}.png")
-    mosaic = figures.Mosaic(2 * len(rows), len(rows[0]), first.shape[:2], figures.LABELS)
+    scale = max(1, round(figures.CELL / max(size)))
+    shape = size[0] * scale, size[1] * scale
+    mosaic = figures.Mosaic(2 * len(rows), len(rows[0]), shape, figures.LABELS)
     for index, row in enumerate(rows):
         for offset, (folder, text) in enumerate((("overlays", "overlay"), ("labels", "labels"))):
             mosaic.label(2 * index + offset, 0, text)
             for column, name in enumerate(row):
-                mosaic.show(2 * index + offset, column, _read(output / folder / f"{name}.png"))
+                with Image.open(output / folder / f"{name}.png") as image:
+                    mosaic.show(2 * index + offset, column, _resized(np.asarray(image.convert("RGB")), shape) / 255)
     with atomic_file(output / "contact_sheet.png") as file:
         mosaic.figure().savefig(file, format="png", dpi=figures.DPI)
-
-
-def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB")) / 255

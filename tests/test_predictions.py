@@ -1,6 +1,8 @@
 """Images of one's own, grouped by a trained model: as arrays, and by ``predict.py``."""
 
 import contextlib
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from tiny import few_shapes
 
 import predict as predict_script
-from nem_lightning import group, load
+from nem_lightning import group, load, predictions
 from nem_lightning.errors import InputError
 from nem_lightning.runs.command_line import one_line_errors
 from nem_lightning.training import checkpoints
@@ -147,6 +149,44 @@ def test_coloured_files_of_black_and_white_images_are_taken(folder):
     output = predicted(folder)
     with Image.open(output / "labels" / "a" / "0.png") as labels:
         assert np.array_equal(np.asarray(labels), group(IMAGES, BEST, **FAST).labels[0])
+
+
+def test_labels_have_the_size_of_the_image(folder):
+    large = [image.repeat(5, 0).repeat(3, 1) for image in IMAGES]  # 140 x 84
+    for index, image in enumerate(large):
+        Image.fromarray(image * np.uint8(255)).save(folder / "a" / f"{index}.png")
+    thin = np.array(large[0])
+    thin[:, 0] = thin[0] = 1  # too thin for 28 x 28
+    Image.fromarray(thin * np.uint8(255)).save(folder / "a" / "0.png")
+    output = predicted(folder)
+    expected = group(IMAGES, BEST, **FAST)
+    for index, image in enumerate([thin, *large[1:]]):
+        with Image.open(output / "labels" / "a" / f"{index}.png") as file:
+            labels = np.asarray(file)
+        assert labels.shape == (140, 84) and np.array_equal(labels > 0, image > 0)
+        small, bright = labels[2::5, 1::3], IMAGES[index] > 0
+        assert np.array_equal(small[bright], expected.labels[index][bright])
+        with Image.open(output / "overlays" / "a" / f"{index}.png") as file:
+            assert np.array_equal(np.asarray(file).max(2) > 130, image > 0)
+        with np.load(output / "arrays" / "a" / f"{index}.npz") as arrays:
+            assert np.array_equal(arrays["responsibilities"], expected.responsibilities[index])
+    with Image.open(output / "contact_sheet.png") as sheet:
+        assert sheet.height < 400
+    np.save(folder.parent / "mine.npy", np.stack(large))
+    shutil.rmtree(output)
+    predicted(folder.parent / "mine.npy")
+    with Image.open(output / "labels" / "1.png") as file:
+        assert np.array_equal(np.asarray(file)[2::5, 1::3], expected.labels[1])
+
+
+def test_how_often_each_number_of_components_was_chosen_is_printed(folder, capsys):
+    output = predicted(folder, "num_components=auto")
+    names = [f"a/{index}" for index in range(6)]
+    counts = predictions.numbers_of_components(output, names)
+    labels = group(IMAGES, BEST, **FAST, num_components="auto").responsibilities
+    assert counts == Counter((labels.max((2, 3)) > 0).sum(1).tolist()) and counts.total() == 6
+    number, count = counts.most_common(1)[0]
+    assert f"{number} in {count} images" in capsys.readouterr().out
 
 
 def test_the_overlay_of_a_sequence_shows_the_frame_that_is_explained(tmp_path):

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nem_lightning.datamodules import arrays
+from nem_lightning.datamodules import arrays, pictures
 from nem_lightning.datamodules.base import Batch, Frames, FramesDataModule, whole_groups
-from nem_lightning.datamodules.image_folder import ImageFolder, spread
+from nem_lightning.datamodules.image_folder import SAMPLE, ImageFolder, spread
 from nem_lightning.errors import require, require_count, require_flag, require_number
 
 log = logging.getLogger(__name__)
 
-SAMPLE = 200
-"""How many images are looked at to find what kind of pixels there are."""
+DARK = 1 / 8
+"""If no pixel is brighter, the images may have fewer bits than their files: 12 of 16 give 1/16."""
 
 
 class ArrayFrames(Frames):
@@ -165,7 +165,7 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
             self.folder = ImageFolder(self.path, masks, wanted, channels, skip_unreadable, self.cache_dir)
             self.layout, num_frames = "NCHW", 1
             self.image_shape = (self.folder.channels, *self.folder.size)
-            is_binary = self.folder.is_binary(SAMPLE)
+            is_binary, brightest = self.folder.is_binary, self.folder.brightest
         else:
             self._images, self._masks, self.layout = _arrays(self.path, masks, images_key, masks_key, layout)
             first = arrays.in_order(_rows(self._images, spread(len(self._images), SAMPLE)), self.layout)
@@ -176,13 +176,13 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
             self.scale = arrays.scale_of(first, str(self.path))
             values = first[:, :, :3].astype(np.float32) / np.float32(self.scale)
             arrays.require_pixels(values, False, str(self.path))
-            is_binary = bool(np.isin(values, (0, 1)).all())
+            is_binary, brightest = bool(np.isin(values, (0, 1)).all()), float(values.max(initial=0))
         message = f"{self.path}: has pixels other than black and white; set data.binary=false"
         require(is_binary or binary is not True, message)
         self.binary = is_binary if binary is None else binary
-        self._say(num_frames)
+        self._say(num_frames, brightest)
 
-    def _say(self, num_frames: int) -> None:
+    def _say(self, num_frames: int, brightest: float) -> None:
         what = "images" if num_frames == 1 else f"sequences of {num_frames} frames"
         has_masks = self.folder.has_masks if self.folder is not None else self._masks is not None
         count = len(self.folder.files) if self.folder is not None else len(self._images)
@@ -190,6 +190,9 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         kind = "black and white" if self.binary else "grey" if channels == 1 else "in colours"
         masks = "with masks" if has_masks else "without masks"
         log.info("%s: %d %s of %dx%d, %s, %s", self.path, count, what, height, width, kind, masks)
+        if brightest < DARK:
+            text = "%s: no pixel is brighter than %.3f, where 1 is white; scale the images if they have fewer bits"
+            log.warning(text, self.path, brightest)
 
     def prepare_data(self) -> None:
         """Resize the images of a folder, once; several processes may do so at once."""
@@ -226,6 +229,17 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
             return self.folder.names()
         digits = len(str(len(self._images) - 1))
         return [f"{index:0{digits}}" for index in range(len(self._images))]
+
+    def original(self, index: int) -> np.ndarray:
+        """Read an image in its own size: (F, C, H, W) float32 in [0, 1].
+
+        Args:
+            index: of the images that :meth:`load` gives for "all".
+        """
+        if self.folder is not None:
+            return pictures.read(self.folder.kept[index], self.image_shape[0])[None]
+        frames = arrays.in_order(_rows(self._images, np.array([index])), self.layout)[0, :, : self.image_shape[0]]
+        return frames.astype(np.float32) / np.float32(self.scale)
 
     def _chosen(self, stage: str, count: int) -> np.ndarray:
         """Give which of the images are a stage's. The split hangs on names, so new images leave most of it as it is."""

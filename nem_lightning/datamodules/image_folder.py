@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
+SAMPLE = 200
+"""How many images are looked at to find what kind of pixels there are."""
+NAMED = 3
+"""How many files that cannot be used are named in one error."""
+
 
 class ImageFolder:
     """A folder of image files, and the arrays that hold them resized.
@@ -30,7 +35,7 @@ class ImageFolder:
         path: of the folder.
         masks: the folder of masks; None if masks lie beside the images.
         size: H and W; None if all images have one size.
-        channels: 1 or 3; None: 1 if no image has colours.
+        channels: 1 or 3; None: 1 if none of the images that are looked at has colours.
         skip_unreadable: whether files that cannot be used are left out.
         cache_dir: the folder of the resized images.
 
@@ -57,7 +62,7 @@ class ImageFolder:
         found = dict(self._each(pictures.header, files))
         require(bool(found), f"{path}: has no images that can be read")
         self.files = list(found)
-        self.channels = channels or max(header.channels for header in found.values())
+        of_files = channels or max(header.channels for header in found.values())
         self.is_deep = any(header.is_deep for header in found.values())
         sizes: dict[tuple[int, int], Path] = {}
         for file, header in found.items():
@@ -68,6 +73,13 @@ class ImageFolder:
                 f"{second}: is {other[0]}x{other[1]} (height, width), {first.name} is {one[0]}x{one[1]}; set data.size"
             )
         self.size = size or next(iter(sizes))
+        sample = [self.files[index] for index in spread(len(self.files), SAMPLE)]
+        looked = [pixels for _, pixels in self._each(lambda file: _look(pictures.read(file, of_files)), sample)]
+        require(bool(looked), f"{path}: has no images that can be read")
+        self.is_binary = all(pixels.is_binary for pixels in looked)
+        self.brightest = max(pixels.brightest for pixels in looked)
+        self.found_grey = channels is None and of_files == 3 and all(pixels.is_grey for pixels in looked)
+        self.channels = 1 if self.found_grey else of_files
         self.masks = {file: pictures.mask_of(file, path, masks_path) for file in self.files}
         without = [file for file, mask in self.masks.items() if mask is None]
         self.has_masks = len(without) < len(self.files)
@@ -76,13 +88,6 @@ class ImageFolder:
         folders = {file.relative_to(path).parts[0] for file in self.files if len(file.relative_to(path).parts) > 1}
         self.has_splits = {"train", "test"} <= folders
         self.kept = self.files
-
-    def is_binary(self, count: int) -> bool:
-        """Say whether all pixels of some images, evenly spread, are 0 or 1, before they are resized."""
-        chosen = [self.files[index] for index in spread(len(self.files), count)]
-        found = self._each(lambda file: bool(np.isin(pictures.read(file, self.channels), (0, 1)).all()), chosen)
-        require(bool(found), f"{self.path}: has no images that can be read")
-        return all(is_binary for _, is_binary in found)
 
     def write(self, binary: bool) -> None:
         """Read all images and masks, and write them resized; does nothing if that was done before.
@@ -109,6 +114,10 @@ class ImageFolder:
             def one(file: Path) -> None:
                 index, mask = place[file], self.masks[file]
                 pixels = pictures.read(file, self.channels, self.size)
+                if self.found_grey and not _look(pictures.read(file, 3)).is_grey:
+                    raise InputError(
+                        f"{file}: has colours, and the images looked at first have none; set data.channels=3"
+                    )
                 if binary and pictures.header(file)[:2] == self.size:
                     require_pixels(pixels, True, str(file))
                 images[index] = np.rint(pixels * self._most(binary))
@@ -159,23 +168,29 @@ class ImageFolder:
         return 1.0 if binary else 65_535.0 if self.is_deep else 255.0
 
     def _each(self, read: Callable[[Path], Found], files: Iterable[Path]) -> list[tuple[Path, Found]]:
-        """Read all, in threads. Give each file with what was read, without those that are left out."""
-        before = len(self.skipped)
+        """Read all, in threads. Give each file with what was read, without those that are left out.
+
+        Raises:
+            InputError: files that cannot be used, if they are not left out; the first of them are named.
+        """
+        failed: dict[Path, str] = {}
 
         def one(file: Path) -> tuple[Path, Found] | None:
             try:
                 return file, read(file)
             except InputError as error:
-                if not self.skip_unreadable:
-                    raise
-                self.skipped[file] = str(error)
+                failed[file] = str(error)
                 return None
 
         with ThreadPoolExecutor() as pool:
             found = [pair for pair in pool.map(one, files) if pair is not None]
-        if len(self.skipped) > before:
-            last = next(reversed(self.skipped.values()))
-            log.warning("left out %d files that cannot be used, such as %s", len(self.skipped), last)
+        if failed:
+            first = [failed[file] for file in sorted(failed)[:NAMED]]
+            if not self.skip_unreadable:
+                count = f"; {len(failed)} files in all" if len(failed) > len(first) else ""
+                raise InputError(f"{'; '.join(first)}{count}")
+            self.skipped |= failed
+            log.warning("left out %d files that cannot be used, such as %s", len(self.skipped), first[0])
         return found
 
     def _cache(self, binary: bool) -> Path:
@@ -185,6 +200,20 @@ class ImageFolder:
             status = path.stat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
         return self.cache_dir / f"files_{digest.hexdigest()[:16]}"
+
+
+class _Look(NamedTuple):
+    """What is seen in the pixels of an image."""
+
+    is_binary: bool
+    is_grey: bool
+    brightest: float
+
+
+def _look(pixels: np.ndarray) -> _Look:
+    """Look at pixels, (C, H, W) in [0, 1], before they are resized."""
+    is_binary = bool(np.isin(pixels, (0, 1)).all())
+    return _Look(is_binary, bool((pixels == pixels[:1]).all()), float(pixels.max()))
 
 
 def spread(count: int, most: int) -> np.ndarray:

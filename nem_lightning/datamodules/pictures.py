@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from nem_lightning.errors import InputError, require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 LARGEST = 50_000_000
 """Pixels of an image; a file that says it has more is refused before it is decoded."""
+LIES = 5
+"""From this orientation on, an EXIF header says that height and width are exchanged."""
 GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 """PIL's modes of one channel."""
 NAMES_OF_MASKS = ("_mask", ".mask", "-mask")
@@ -65,17 +67,21 @@ def mask_of(path: Path, folder: Path, masks: Path | None) -> Path | None:
 
 
 def header(path: Path) -> Header:
-    """Read the size of an image, and whether it has colours.
+    """Read the size of an image as it is shown, and whether its file can hold colours.
 
     Raises:
         InputError: no image, an animated one, or one of too many pixels.
     """
-    with _opened(path) as image:
-        return Header(image.height, image.width, 1 if _is_grey(image) else 3, image.mode[0] in "IF")
+    with _opened(path) as image, _named(path):
+        lies = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= LIES  # Pillow turns TIFF
+        height, width = (image.width, image.height) if lies else (image.height, image.width)
+        return Header(height, width, 1 if _is_grey(image) else 3, image.mode[0] in "IF")
 
 
 def read(path: Path, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read an image: (C, H, W) float32 in [0, 1].
+    """Read an image as it is shown: (C, H, W) float32 in [0, 1].
+
+    The image is turned as its EXIF header says. It lies on black: transparent pixels are black.
 
     Args:
         path: of the file.
@@ -87,8 +93,17 @@ def read(path: Path, channels: int, size: tuple[int, int] | None = None) -> np.n
         InputError: as :func:`header`, a damaged file, or pixels that are no numbers or out of their range.
     """
     with _opened(path) as image, _named(path):
+        said = image.size
+        image = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+        image.load()
+        if image.format == "TIFF" and image.size != said:  # a bug of Pillow 13
+            raise ValueError("uncompressed, and turned by its header, which Pillow misreads")
         if image.mode not in GREY:
-            image = image.convert("L" if channels == 1 or _is_grey(image) else "RGB")
+            wanted = "L" if channels == 1 or _is_grey(image) else "RGB"
+            if image.has_transparency_data:
+                black = Image.new("RGBA", image.size, "black")
+                image = Image.alpha_composite(black, image.convert("RGBA"))
+            image = image.convert(wanted)
         most = {"1": 1, "F": 1}.get(image.mode, 65_535 if image.mode.startswith("I") else 255)
         if image.mode == "1":
             image = image.convert("L").point(lambda value: value and 1)

@@ -148,6 +148,7 @@ def write(
         dynamic_shapes={"images": {0: "images"}},
         dynamo=True,
         verbose=False,
+        custom_translation_table={torch.ops.aten.sigmoid.default: _sigmoid()},
     )
     assert program is not None
     with atomic_file(file) as temporary:
@@ -157,11 +158,27 @@ def write(
             expected = {name: value.numpy() for name, value in graph(images)._asdict().items()}
         pairs = [(found[name], expected[name]) for name in ("responsibilities", "means")]
         difference = max(float(np.abs(one - other).max()) for one, other in pairs)
-        require(difference < 1e-2, f"{file}: differs from PyTorch by {difference:.1g}; not written")
+        require(difference < 1e-3, f"{file}: differs from PyTorch by {difference:.1g}; not written")
     arrays = {"images": images.numpy(), **expected}
     return difference, {
         name: f"(B, {', '.join(map(str, array.shape[1:]))}) {array.dtype}" for name, array in arrays.items()
     }
+
+
+def _sigmoid() -> Any:
+    """Give 1 / (1 + exp(-x)) as ONNX operators.
+
+    ONNX Runtime's own sigmoid is wrong by up to 1e-7, and 0 below about -18. The E-step divides numbers of this size.
+    """
+    from onnxscript import opset18
+
+    op: Any = opset18
+
+    def sigmoid(x: Any) -> Any:
+        one = op.CastLike(op.Constant(value_float=1.0), x)
+        return op.Reciprocal(op.Add(one, op.Exp(op.Neg(x))))
+
+    return sigmoid
 
 
 def run(file: Path, images: Any) -> dict[str, np.ndarray]:

@@ -250,6 +250,8 @@ def test_other_data_than_in_training_are_said(run, tmp_path):
     command = ["evaluate.py", "ckpt_path=here/checkpoints/best.ckpt", "data.size=12", "trainer.limit_test_batches=1"]
     assert "data.num_objects: 1 in training, 3 here" in run(*command)
     assert "not the data of the training" not in run(*command, "data.num_objects=1")
+    printed = run(*command[:2], "data=corners", status=1).replace("\n", " ")
+    assert "ShapesDataModule in training, CornersDataModule here; data=... chooses others" in printed
 
 
 def test_a_folder_that_cannot_be_written(run, tmp_path):

@@ -147,9 +147,14 @@ def warn_of_other_data(trained: Mapping[str, Any], config: DictConfig) -> None:
     of_training = {"data": trained.get("data"), "paths": trained.get("paths", {})}
     here = {"data": plain(config.data), "paths": plain(config.paths)}
     but = ("paths.*", "data.seed", "data.batch_size", "data.mnist_dir")
-    if of_training["data"] and (other := differences(of_training, here, but)):
+    if not of_training["data"] or not (other := differences(of_training, here, but)):
+        return
+    if (of_class := next((each for each in other if each.name == "data._target_"), None)) is not None:
+        there, now = (str(target).rpartition(".")[2] for target in (of_class.there, of_class.here))
+        said = f"{there} in training, {now} here; data=... chooses others"
+    else:
         said = "; ".join(f"{each.name}: {each.there} in training, {each.here} here" for each in other[:3])
-        log.warning("these are not the data of the training (%s)", said)
+    log.warning("these are not the data of the training (%s)", said)
 
 
 def scores_of_test(module: "GroupingModule", split: str) -> dict[str, Any]:

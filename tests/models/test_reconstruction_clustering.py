@@ -96,3 +96,13 @@ def test_what_it_refuses():
         model(hidden_size=0)
     with pytest.raises(InputError, match="takes still images only"):
         model()(torch.zeros(2, 4, *SHAPE))
+
+
+@pytest.mark.parametrize(("activation", "gain"), [("sigmoid", 4), ("tanh", 1), ("relu", 2**0.5)])
+def test_the_first_weights(activation, gain):
+    model = ReconstructionClustering((1, 20, 20), hidden_size=100, activation=activation)
+    for layer, scale in ((model.encoder, gain * 6**0.5), (model.decoder, 1)):
+        bound = scale / 500**0.5  # of a uniform distribution
+        assert layer.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+        assert layer.bias.std().item() == pytest.approx(0.1, rel=0.3)

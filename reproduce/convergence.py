@@ -70,13 +70,14 @@ def curves(module: GroupingModule, data: TensorFrames) -> list[dict[str, Any]]:
     """Give means over images of the results of :func:`follow`, in float64; for N-EM also with small step sizes.
 
     There is an entry for each variant and step: ``log_likelihood``, ``q``, and ``fell``, the share of images whose log
-    likelihood fell (None for the first step). ``step_size`` is None for RNN-EM.
+    likelihood fell (None for the first step). ``step_size`` is None for RNN-EM, and
+    the mean over units if each has one of its own.
     """
     em = copy.deepcopy(module.model).double().eval()
     assert isinstance(em, NeuralEM)
     variants: list[tuple[str, float | None, NeuralEM]] = [("as trained", None, em)]
     if isinstance(em.m_step, GradientMStep):
-        variants[0] = ("as trained", em.m_step.step_size.item(), em)
+        variants[0] = ("as trained", em.m_step.step_size.mean().item(), em)
         variants += [(f"step size {eta:g}", eta, with_small_steps(em, eta)) for eta in SMALL_STEP_SIZES]
     found = []
     for variant, eta, em in variants:

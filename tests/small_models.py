@@ -18,6 +18,7 @@ M_STEPS = {
     "RNN-EM": lambda shape, units: RecurrentMStep(shape, units),
     "RNN-EM with layer norm": lambda shape, units: RecurrentMStep(shape, units, layer_norm=True),
     "N-EM": GradientMStep,
+    "N-EM with a step size for each unit": lambda shape, units: GradientMStep(shape, units, step_size_by_unit=True),
 }
 
 

@@ -43,6 +43,8 @@ class GradientMStep(MStep):
 
         theta' = theta + eta * s'(theta) * (residual W),      s' = s (1 - s).
 
+    eta is one number as published, or one for each unit; either way, a small enough step never lowers Q.
+
     The weights W are tied: the gradient step uses the decoder's weights. The gradient is written
     by hand, so that autograd differentiates the step like any other layer.
 
@@ -51,21 +53,29 @@ class GradientMStep(MStep):
         hidden_size: D, the number of sigmoid units.
         step_size: initial value of the learned step size eta, greater than 0. (The authors' code
             draws its sign at random; with a negative one, training stalls.)
+        step_size_by_unit: whether each of the D units has a step size of its own.
 
     Raises:
-        InputError: a size below 1, or a step size that is not positive.
+        InputError: a size below 1, a step size that is not positive, or a flag that is not true or false.
 
     Source: Greff et al. 2017, equation 4; W without a bias, as in the authors' code.
     """
 
-    def __init__(self, image_shape: Sequence[int], hidden_size: int = 250, step_size: float = 1.0) -> None:
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        hidden_size: int = 250,
+        step_size: float = 1.0,
+        step_size_by_unit: bool = False,
+    ) -> None:
         super().__init__()
         self.image_shape = checked_shape(image_shape)
         require_count("hidden_size", hidden_size)
         require_positive("step_size", step_size)
+        require_flag("step_size_by_unit", step_size_by_unit)
         self.state_size = hidden_size
         self.weight = nn.Parameter(torch.empty(math.prod(self.image_shape), hidden_size))  # (CHW, D)
-        self.step_size = nn.Parameter(torch.tensor(float(step_size)))
+        self.step_size = nn.Parameter(torch.full((hidden_size,) if step_size_by_unit else (), float(step_size)))
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, residual: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

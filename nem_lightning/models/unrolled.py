@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nem_lightning.models.m_steps import GradientMStep, MStep, RecurrentMStep
@@ -278,7 +279,8 @@ class UnrolledNEM(Unrolled):
 
     @staticmethod
     def why_not(m_step: GradientMStep) -> str | None:
-        return None if m_step.step_size.numel() == 1 else "the step size is not one number"
+        fits = m_step.step_size.shape in ((), (m_step.state_size,))
+        return None if fits else "the step size is neither one number nor one for each unit"
 
     @staticmethod
     def weights(m_step: GradientMStep) -> list[Tensor]:
@@ -287,7 +289,8 @@ class UnrolledNEM(Unrolled):
     def load(self, m_step: GradientMStep, weights: Sequence[Tensor]) -> None:
         w, eta = weights
         self.w[:, : w.shape[1]] = w
-        self.eta, self.d_eta = eta, torch.zeros_like(eta)
+        self.eta = F.pad(eta, (0, self.w.shape[1] - w.shape[1])) if eta.dim() else eta
+        self.d_eta = torch.zeros_like(self.eta)
         for start in (self.theta, self.d_theta, self.d_y):
             start.zero_()
 
@@ -301,7 +304,8 @@ class UnrolledNEM(Unrolled):
         d_y = self.d_y  # the gradient of y[t + 1] through y (1 - y) of step t + 1
         d_y.addmm_(self.rows_of_logits[t], self.w)  # rows_of_logits[t] holds the gradient of l; d_y is complete now
         self.d_theta += sigmoid_backward(d_y, self.y[t + 1], grad_input=d_y)  # d_y holds that of theta through y now
-        self.d_eta += torch.dot(self.d_theta.view(-1), self.gradient[t].view(-1))
+        d_theta, gradient = (each if self.eta.dim() else each.view(-1) for each in (self.d_theta, self.gradient[t]))
+        self.d_eta += torch.linalg.vecdot(d_theta, gradient, dim=0)
         d_gradient = torch.mul(self.d_theta, self.eta, out=self.d_gradient)
         sigmoid_backward(d_gradient, self.y[t], grad_input=self.d_back[t])
         if t:  # d_y holds the gradient of y[t] through y (1 - y) now, and d_rows that of the residual of step t
@@ -310,7 +314,8 @@ class UnrolledNEM(Unrolled):
 
     def gradients(self) -> list[Tensor]:
         w = self.all_images.flatten(0, 1).T @ self.all_factors[1:].flatten(0, 1)
-        return [w[:, : self.state.shape[1]], self.d_eta]
+        units = self.state.shape[1]
+        return [w[:, :units], self.d_eta[:units] if self.d_eta.dim() else self.d_eta]
 
 
 def _sum(images: Tensor, out: Tensor) -> Tensor:

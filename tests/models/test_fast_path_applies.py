@@ -67,9 +67,9 @@ def change(kind: str) -> tuple[NeuralEM, torch.Tensor]:
         case "bias elsewhere":
             m_step.recurrent_layer.bias = m_step.input_layer.bias
             m_step.input_layer.register_parameter("bias", None)
-        case "step size by unit":
+        case "step size by pixel":
             em.m_step = GradientMStep(SHAPE, 6).double()
-            em.m_step.step_size = nn.Parameter(torch.ones(6).double())
+            em.m_step.step_size = nn.Parameter(torch.ones(20).double())
         case "learned smoothing":
             learned = nn.Parameter(torch.tensor(1e-6).double())
             em.smoothing = learned  # pyright: ignore[reportAttributeAccessIssue]  # on purpose
@@ -124,7 +124,7 @@ REASONS = {
     "norm without weights": FURTHER,
     "no bias": FURTHER,
     "bias elsewhere": FURTHER,
-    "step size by unit": "the step size is not one number",
+    "step size by pixel": "the step size is neither one number nor one for each unit",
     "learned smoothing": FURTHER,
     **dict.fromkeys(
         ("step", "start", "steps", "unroll", "explain", "e_step", "first_responsibilities"),

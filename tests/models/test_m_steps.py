@@ -31,6 +31,18 @@ def test_the_gradient_step_is_the_gradient_of_q(seed, binary, components):
     assert torch.equal(new_params, m_step.decode(new_state))
 
 
+def test_each_unit_may_have_a_step_size_of_its_own():
+    m_step = GradientMStep(SHAPE, hidden_size=5, step_size_by_unit=True)
+    assert m_step.step_size.shape == (5,) and m_step.step_size.unique().tolist() == [1]
+    plain, residual, state = GradientMStep(SHAPE, hidden_size=5), torch.randn(2, 3, *SHAPE), torch.randn(2, 3, 5)
+    plain.weight = m_step.weight
+    assert torch.equal(m_step(residual, state)[0], plain(residual, state)[0])
+    factors = torch.tensor([1.0, 0.0, 2.0, 3.0, 0.5])
+    m_step.step_size.data = factors
+    step = plain(residual, state)[0] - state
+    assert torch.allclose(m_step(residual, state)[0], state + factors * step, atol=1e-6)
+
+
 def test_the_step_size_is_learned_and_starts_positive():
     m_step = GradientMStep(SHAPE, hidden_size=5)
     state, _ = m_step(torch.rand(2, 3, *SHAPE), torch.zeros(2, 3, 5))

@@ -5,9 +5,11 @@ import sys
 import zipfile
 
 import pytest
+import torch
 from conftest import ROOT
+from tiny import few_shapes
 
-from nem_lightning import load
+from nem_lightning import GradientMStep, NeuralEM, load
 from nem_lightning.errors import InputError
 from nem_lightning.shipped import MODELS, path_of
 
@@ -27,6 +29,16 @@ def test_they_are_loaded_by_name_and_a_file_of_that_name_wins(tmp_path, monkeypa
     (tmp_path / "shapes").write_text("mine")
     with pytest.raises(InputError, match="ckpt_path=shapes: not a checkpoint"):
         load("shapes")
+
+
+def test_n_em_never_lowers_the_log_likelihood():
+    em = load("shapes_nem").double()
+    assert isinstance(em, NeuralEM) and isinstance(em.m_step, GradientMStep)
+    frames = few_shapes(30).frames.double()
+    start = em.start(frames[:, 0], 3, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = [em.log_likelihood(frames[:, 0], each.params) for each in em.steps(start, frames, frames, 20)]
+    assert (torch.stack(found).diff(dim=0) > 0).all()
 
 
 def test_help_names_them():

@@ -34,7 +34,7 @@ class PlainNEM(nn.Module):
     def __init__(self, pixels: int, units: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(pixels, units))
-        self.step_size = nn.Parameter(torch.tensor(1.0))
+        self.step_size = nn.Parameter(torch.ones(units))
         nn.init.xavier_uniform_(self.weight)
 
     def start(self, rows: tuple[int, int]) -> Tensor:

@@ -24,6 +24,8 @@ Found = TypeVar("Found")
 
 SAMPLE = 200
 """How many images are looked at to find what kind of pixels there are."""
+READING = 2
+"""Goes up when :func:`~nem_lightning.datamodules.pictures.read` gives other pixels: older resized images are stale."""
 NAMED = 3
 """How many files that cannot be used are named in one error."""
 
@@ -113,11 +115,7 @@ class ImageFolder:
 
             def one(file: Path) -> None:
                 index, mask = place[file], self.masks[file]
-                pixels = pictures.read(file, self.channels, self.size)
-                if self.found_grey and not _look(pictures.read(file, 3)).is_grey:
-                    raise InputError(
-                        f"{file}: has colours, and the images looked at first have none; set data.channels=3"
-                    )
+                pixels = pictures.read(file, self.channels, self.size, must_be_grey=self.found_grey)
                 if binary and pictures.header(file)[:2] == self.size:
                     require_pixels(pixels, True, str(file))
                 images[index] = np.rint(pixels * self._most(binary))
@@ -189,13 +187,16 @@ class ImageFolder:
             if not self.skip_unreadable:
                 count = f"; {len(failed)} files in all" if len(failed) > len(first) else ""
                 raise InputError(f"{'; '.join(first)}{count}")
+            is_news = not failed.keys() <= self.skipped.keys()
             self.skipped |= failed
-            log.warning("left out %d files that cannot be used, such as %s", len(self.skipped), first[0])
+            if is_news:
+                log.warning("left out %d files that cannot be used, such as %s", len(self.skipped), first[0])
         return found
 
     def _cache(self, binary: bool) -> Path:
         """Give the folder of the resized images. Its name depends on the files, so an older one is never read."""
-        digest = hashlib.sha256(f"{self.channels} {self.size} {binary} {self.skip_unreadable}".encode())
+        settings = (READING, self.channels, self.found_grey, self.size, binary, self.skip_unreadable)
+        digest = hashlib.sha256(repr(settings).encode())
         for path in [*self.files, *(mask for mask in self.masks.values() if mask is not None)]:
             status = path.stat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())

@@ -73,12 +73,11 @@ def header(path: Path) -> Header:
         InputError: no image, an animated one, or one of too many pixels.
     """
     with _opened(path) as image, _named(path):
-        lies = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= LIES  # Pillow turns TIFF
-        height, width = (image.width, image.height) if lies else (image.height, image.width)
+        height, width = (image.width, image.height) if _orientation(image) >= LIES else (image.height, image.width)
         return Header(height, width, 1 if _is_grey(image) else 3, image.mode[0] in "IF")
 
 
-def read(path: Path, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+def read(path: Path, channels: int, size: tuple[int, int] | None = None, must_be_grey: bool = False) -> np.ndarray:
     """Read an image as it is shown: (C, H, W) float32 in [0, 1].
 
     The image is turned as its EXIF header says. It lies on black: transparent pixels are black.
@@ -88,13 +87,16 @@ def read(path: Path, channels: int, size: tuple[int, int] | None = None) -> np.n
         channels: 1 or 3; colours become grey, or grey becomes colours.
         size: height and width; an image of another size is resized, each pixel the mean of those that it replaces. As
             it is by default.
+        must_be_grey: whether colours are an error.
 
     Raises:
-        InputError: as :func:`header`, a damaged file, or pixels that are no numbers or out of their range.
+        InputError: as :func:`header`, a damaged file, colours if they are an error, or pixels that are no numbers or
+            out of their range.
     """
+    has_colours = False
     with _opened(path) as image, _named(path):
         said = image.size
-        image = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
         image.load()
         if image.format == "TIFF" and image.size != said:  # a bug of Pillow 13
             raise ValueError("uncompressed, and turned by its header, which Pillow misreads")
@@ -103,6 +105,9 @@ def read(path: Path, channels: int, size: tuple[int, int] | None = None) -> np.n
             if image.has_transparency_data:
                 black = Image.new("RGBA", image.size, "black")
                 image = Image.alpha_composite(black, image.convert("RGBA"))
+            if must_be_grey:
+                colours = np.asarray(image.convert("RGB"))
+                has_colours = bool((colours != colours[..., :1]).any())
             image = image.convert(wanted)
         most = {"1": 1, "F": 1}.get(image.mode, 65_535 if image.mode.startswith("I") else 255)
         if image.mode == "1":
@@ -111,6 +116,7 @@ def read(path: Path, channels: int, size: tuple[int, int] | None = None) -> np.n
         if size is not None and size != (image.height, image.width):
             image = image.resize((size[1], size[0]), Image.Resampling.BOX)
         pixels = np.asarray(image, np.float32) / most
+    require(not has_colours, f"{path}: has colours, and the images looked at first have none; set data.channels=3")
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     fits = bool(np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1)
     require(fits, f"{path}: has pixels that are no numbers from 0 to 1")
@@ -141,6 +147,17 @@ def read_mask(path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:
         )
         with _named(path):
             return np.array(mask.resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Give the orientation that the EXIF header says, 1 if the image is upright; the image is not decoded.
+
+    Pillow turns TIFF files itself. It decodes a PNG file to look for a header behind the pixels, so such a header does
+    not count.
+    """
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -74,6 +74,28 @@ def test_colours_that_are_seen_late_are_named(tmp_path, monkeypatch):
     assert data_of(folder, channels=3).image_shape == (3, 8, 6)
 
 
+def test_files_that_are_left_out_are_said_once_each(tmp_path, caplog):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.fromarray(np.tile(GREY, (9, 9)) ^ np.arange(54, dtype=np.uint8)).save(folder / "good.png")
+    whole = (folder / "good.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])  # its header can be read
+    with caplog.at_level(logging.WARNING):
+        data_of(folder, skip_unreadable=True)
+    assert caplog.text.count("left out 1 files that cannot be used, such as") == 1
+
+
+def test_images_that_were_resized_for_other_settings_are_not_used(tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.setattr(image_folder, "SAMPLE", 1)
+    Image.fromarray(GREY).convert("RGB").save(folder / "0.png")
+    Image.new("RGB", (6, 8), "red").save(folder / "1.png")
+    assert data_of(folder, channels=1).image_shape == (1, 8, 6)
+    with pytest.raises(InputError, match=r"1\.png: has colours"):
+        data_of(folder)
+
+
 def test_all_bad_files_are_named_or_counted(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -103,8 +103,8 @@ def write(data: FilesDataModule, module: GroupingModule, output: Path) -> Iterat
         missing = [index for index in indices if not (output / "arrays" / f"{names[index]}.npz").exists()]
         if missing:
             found = _group(module, batch, frames.__getitems__(indices)["frames"])
-            for index in missing:
-                image = frame_pair(torch.tensor(data.original(index))[None], steps)[1][0]
+            for index, original in zip(missing, data.originals(missing), strict=True):
+                image = frame_pair(torch.tensor(original)[None], steps)[1][0]
                 of_image = Groups(*(None if part is None else part[index - start] for part in found))  # pyright: ignore[reportArgumentType]
                 _write(output, names[index], image, of_image, module.model.binary)
         yield indices.stop, len(frames)
@@ -167,16 +167,16 @@ def _frames(images: Any, image_shape: tuple[int, int, int], binary: bool) -> np.
 
 def _write(output: Path, name: str, image: torch.Tensor, found: Groups, binary: bool) -> None:
     """Write what was found in an image, (C, H, W); the arrays last, as they say that the image is done."""
-    size, mixed = tuple(image.shape[1:]), figures.grouping_colours(torch.from_numpy(found.responsibilities))
-    labels = found.labels
+    size = tuple(image.shape[1:])
+    labels = found.labels.astype(np.uint8)
     if binary and size != labels.shape:  # a bright pixel that vanished in the small image gets the label of the nearest
         nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
         labels = labels[tuple(nearest)]  # pyright: ignore[reportArgumentType, reportCallIssue]
         labels = _resized(labels, size) * (image > 0.5).any(0).numpy()
-    indexed = Image.fromarray(_resized(labels.astype(np.uint8), size))
+    indexed = Image.fromarray(_resized(labels, size))
     palette = np.concatenate([np.zeros((1, 3)), figures.colours(255)]) * 255
     indexed.putpalette(palette.round().astype(np.uint8).tobytes())
-    mixed = _resized((mixed * 255).round().astype(np.uint8), size) / 255
+    mixed = _resized(figures.grouping_colours(torch.from_numpy(found.responsibilities)), size)
     overlay = 0.5 * figures.image_pixels(image) + 0.5 * mixed
     pictures = {"labels": indexed, "overlays": Image.fromarray((overlay * 255).round().astype(np.uint8))}
     for folder, picture in pictures.items():

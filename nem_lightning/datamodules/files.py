@@ -6,7 +6,7 @@ Shapes: N images or sequences, B of them in a batch, F frames, C channels, H by 
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,7 @@ class ArrayFrames(Frames):
             InputError: pixels or labels that are not what the first images have.
         """
         rows = self.chosen[np.asarray(indices)]
-        pixels = arrays.in_order(_rows(self.images, rows), self.layout)[:, :, : self.channels]
-        pixels = pixels.astype(np.float32) / np.float32(self.scale)
+        pixels = _pixels(self.images, rows, self.layout, self.channels, self.scale)
         arrays.require_pixels(pixels, self.binary, self.name)
         frames = torch.from_numpy(pixels)
         count, num_frames, _, *size = frames.shape
@@ -230,16 +229,17 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         digits = len(str(len(self._images) - 1))
         return [f"{index:0{digits}}" for index in range(len(self._images))]
 
-    def original(self, index: int) -> np.ndarray:
-        """Read an image in its own size: (F, C, H, W) float32 in [0, 1].
+    def originals(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Read images in their own size, one by one: (F, C, H, W) float32 in [0, 1].
 
         Args:
-            index: of the images that :meth:`load` gives for "all".
+            indices: of the images that :meth:`load` gives for "all".
         """
+        channels = self.image_shape[0]
         if self.folder is not None:
-            return pictures.read(self.folder.kept[index], self.image_shape[0])[None]
-        frames = arrays.in_order(_rows(self._images, np.array([index])), self.layout)[0, :, : self.image_shape[0]]
-        return frames.astype(np.float32) / np.float32(self.scale)
+            yield from (pictures.read(self.folder.kept[index], channels)[None] for index in indices)
+        else:
+            yield from _pixels(self._images, np.asarray(indices), self.layout, channels, self.scale)
 
     def _chosen(self, stage: str, count: int) -> np.ndarray:
         """Give which of the images are a stage's. The split hangs on names, so new images leave most of it as it is."""
@@ -294,6 +294,12 @@ def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     for one in both:
         require_count("size", one)
     return both[0], both[1]
+
+
+def _pixels(images: Any, rows: np.ndarray, layout: str, channels: int, scale: float) -> np.ndarray:
+    """Read some images of an array: (N, F, C, H, W) float32 in [0, 1]."""
+    pixels = arrays.in_order(_rows(images, rows), layout)[:, :, :channels]
+    return pixels.astype(np.float32) / np.float32(scale)
 
 
 def _rows(array: Any, rows: np.ndarray) -> np.ndarray:

@@ -289,7 +289,8 @@ class UnrolledNEM(Unrolled):
     def load(self, m_step: GradientMStep, weights: Sequence[Tensor]) -> None:
         w, eta = weights
         self.w[:, : w.shape[1]] = w
-        self.eta = F.pad(eta, (0, self.w.shape[1] - w.shape[1])) if eta.dim() else eta
+        units, width = w.shape[1], self.w.shape[1]
+        self.eta, self.shape_of_eta = F.pad(eta.expand(units), (0, width - units)), eta.shape
         self.d_eta = torch.zeros_like(self.eta)
         for start in (self.theta, self.d_theta, self.d_y):
             start.zero_()
@@ -304,8 +305,7 @@ class UnrolledNEM(Unrolled):
         d_y = self.d_y  # the gradient of y[t + 1] through y (1 - y) of step t + 1
         d_y.addmm_(self.rows_of_logits[t], self.w)  # rows_of_logits[t] holds the gradient of l; d_y is complete now
         self.d_theta += sigmoid_backward(d_y, self.y[t + 1], grad_input=d_y)  # d_y holds that of theta through y now
-        d_theta, gradient = (each if self.eta.dim() else each.view(-1) for each in (self.d_theta, self.gradient[t]))
-        self.d_eta += torch.linalg.vecdot(d_theta, gradient, dim=0)
+        self.d_eta += torch.linalg.vecdot(self.d_theta, self.gradient[t], dim=0)
         d_gradient = torch.mul(self.d_theta, self.eta, out=self.d_gradient)
         sigmoid_backward(d_gradient, self.y[t], grad_input=self.d_back[t])
         if t:  # d_y holds the gradient of y[t] through y (1 - y) now, and d_rows that of the residual of step t
@@ -315,7 +315,7 @@ class UnrolledNEM(Unrolled):
     def gradients(self) -> list[Tensor]:
         w = self.all_images.flatten(0, 1).T @ self.all_factors[1:].flatten(0, 1)
         units = self.state.shape[1]
-        return [w[:, :units], self.d_eta[:units] if self.d_eta.dim() else self.d_eta]
+        return [w[:, :units], self.d_eta[:units].sum_to_size(self.shape_of_eta)]
 
 
 def _sum(images: Tensor, out: Tensor) -> Tensor:

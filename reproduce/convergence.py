@@ -70,8 +70,8 @@ def curves(module: GroupingModule, data: TensorFrames) -> list[dict[str, Any]]:
     """Give means over images of the results of :func:`follow`, in float64; for N-EM also with small step sizes.
 
     There is an entry for each variant and step: ``log_likelihood``, ``q``, and ``fell``, the share of images whose log
-    likelihood fell (None for the first step). ``step_size`` is None for RNN-EM, and
-    the mean over units if each has one of its own.
+    likelihood fell (None for the first step). ``step_size`` is None for RNN-EM, and the mean over
+    units if each has one of its own.
     """
     em = copy.deepcopy(module.model).double().eval()
     assert isinstance(em, NeuralEM)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from nem_lightning.datamodules import arrays, pictures
-from nem_lightning.datamodules.base import Batch, Frames, FramesDataModule, whole_groups
+from nem_lightning.datamodules.array_frames import ArrayFrames, pixels_of, rows_of
+from nem_lightning.datamodules.base import FramesDataModule
 from nem_lightning.datamodules.image_folder import SAMPLE, ImageFolder, spread
 from nem_lightning.errors import require, require_count, require_flag, require_number
 
@@ -23,67 +22,6 @@ log = logging.getLogger(__name__)
 
 DARK = 1 / 8
 """If no pixel is brighter, the images may have fewer bits than their files: 12 of 16 give 1/16."""
-
-
-class ArrayFrames(Frames):
-    """Images in an array that may be larger than memory: a batch is read when it is asked for.
-
-    Args:
-        images: any array that can be indexed, with N first.
-        masks: the same, or None.
-        chosen: (N',) the indices of those that are used, in rising order.
-        layout: the order of the axes of ``images``.
-        scale: divisor of the pixels.
-        binary: whether pixels must be 0 or 1.
-        channels: C; 3 of 4 channels are used.
-        size: H and W; images of another size are resized.
-        background: whether the first of the masks of objects is that of the background.
-        name: of the file, for errors.
-    """
-
-    def __init__(
-        self,
-        images: Any,
-        masks: Any,
-        chosen: np.ndarray,
-        layout: str,
-        scale: float,
-        binary: bool,
-        channels: int,
-        size: tuple[int, int],
-        background: bool,
-        name: str,
-    ) -> None:
-        self.images, self.masks, self.chosen, self.layout, self.scale = images, masks, chosen, layout, scale
-        self.binary, self.channels, self.size, self.background, self.name = binary, channels, size, background, name
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Read a batch.
-
-        Raises:
-            InputError: pixels or labels that are not what the first images have.
-        """
-        rows = self.chosen[np.asarray(indices)]
-        pixels = _pixels(self.images, rows, self.layout, self.channels, self.scale)
-        arrays.require_pixels(pixels, self.binary, self.name)
-        frames = torch.from_numpy(pixels)
-        count, num_frames, _, *size = frames.shape
-        if tuple(size) != self.size:
-            resized = F.interpolate(frames.flatten(0, 1), self.size, mode="area")
-            frames = resized.round() if self.binary else resized
-            frames = frames.unflatten(0, (count, num_frames))
-        batch = {"frames": frames}
-        if self.masks is not None:
-            masks = _rows(self.masks, rows)
-            groups = arrays.groups_from(masks, num_frames, (size[0], size[1]), self.background, self.name)
-            labels = torch.from_numpy(whole_groups(groups, self.name).astype(np.int64))
-            if tuple(size) != self.size:
-                labels = F.interpolate(labels.double(), self.size, mode="nearest-exact").long()
-            batch["groups"] = labels
-        return batch
 
 
 class FilesDataModule(FramesDataModule[ArrayFrames]):
@@ -167,7 +105,7 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
             is_binary, brightest = self.folder.is_binary, self.folder.brightest
         else:
             self._images, self._masks, self.layout = _arrays(self.path, masks, images_key, masks_key, layout)
-            first = arrays.in_order(_rows(self._images, spread(len(self._images), SAMPLE)), self.layout)
+            first = arrays.in_order(rows_of(self._images, spread(len(self._images), SAMPLE)), self.layout)
             _, num_frames, found, height, width = first.shape
             require(channels in (None, found), f"channels={channels}: {self.path} has images of {found}")
             height, width = wanted or (height, width)
@@ -239,7 +177,7 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         if self.folder is not None:
             yield from (pictures.read(self.folder.kept[index], channels)[None] for index in indices)
         else:
-            yield from _pixels(self._images, np.asarray(indices), self.layout, channels, self.scale)
+            yield from pixels_of(self._images, np.asarray(indices), self.layout, channels, self.scale)
 
     def _chosen(self, stage: str, count: int) -> np.ndarray:
         """Give which of the images are a stage's. The split hangs on names, so new images leave most of it as it is."""
@@ -294,15 +232,3 @@ def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     for one in both:
         require_count("size", one)
     return both[0], both[1]
-
-
-def _pixels(images: Any, rows: np.ndarray, layout: str, channels: int, scale: float) -> np.ndarray:
-    """Read some images of an array: (N, F, C, H, W) float32 in [0, 1]."""
-    pixels = arrays.in_order(_rows(images, rows), layout)[:, :, :channels]
-    return pixels.astype(np.float32) / np.float32(scale)
-
-
-def _rows(array: Any, rows: np.ndarray) -> np.ndarray:
-    """Read some rows of an array; HDF5 wants them in rising order, each once."""
-    unique, inverse = np.unique(rows, return_inverse=True)
-    return np.asarray(array[unique])[inverse]

@@ -2,160 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from nem_lightning.colours import colours, film_colours, grouping_colours, groups_colours, image_pixels
 from nem_lightning.datamodules.base import Batch, frames_of, groups_of
 from nem_lightning.models.grouping import Grouping, GroupingModel, frame_pair, groups_of_step
 from nem_lightning.models.m_steps import evaluating
-
-COLOURS = np.array(
-    [
-        (0.89, 0.20, 0.18),
-        (0.20, 0.63, 0.27),
-        (0.16, 0.45, 0.85),
-        (0.98, 0.75, 0.14),
-        (0.60, 0.31, 0.77),
-        (0.10, 0.74, 0.81),
-        (0.94, 0.45, 0.70),
-        (0.55, 0.37, 0.22),
-    ]
-)
-"""One colour for each component or object; 9 to 16 are these darker, 17 to 24 lighter, then they repeat."""
-
-CELL, GAP, FRAME, TEXT, LABELS, DPI = 112, 8, 2, 20, 104, 120
-"""Pixels of about one small picture, between two, of a frame, of a line of text, of labels of rows; and of an
-inch."""
+from nem_lightning.mosaics import LABELS, Mosaic
 
 SECONDS_A_STEP = 0.4
 """Of animations."""
-
-
-def colours(count: int) -> np.ndarray:
-    """Give ``count`` colours, (count, 3): red, green, blue in [0, 1]."""
-    shades = np.concatenate([COLOURS, 0.5 * COLOURS, 0.4 * COLOURS + 0.6])
-    return shades[np.arange(count) % len(shades)]
-
-
-def grouping_colours(responsibilities: Tensor) -> np.ndarray:
-    """Colour each pixel by its components, mixed by responsibility: (K, H, W) -> (H, W, 3)."""
-    gamma = responsibilities.detach().float().cpu().numpy()
-    return np.einsum("khw,kc->hwc", gamma, colours(len(gamma))).clip(0, 1)
-
-
-def groups_colours(groups: Tensor, labels: Tensor) -> np.ndarray:
-    """Draw true groups, each in the colour of its component; pixels that are not scored are black.
-
-    Groups and components are matched one to one, such that they share the most pixels.
-
-    Args:
-        groups: (H, W), objects from 1.
-        labels: (H, W), the component of each pixel.
-
-    Returns:
-        (H, W, 3), red, green, blue in [0, 1].
-    """
-    true, found = groups.cpu().numpy(), labels.cpu().numpy()
-    values = np.unique(true[true > 0])  # instance numbers, or class numbers with gaps
-    count = max(found.max() + 1, len(values))
-    shared = np.array([[np.sum((true == value) & (found == k)) for k in range(count)] for value in values])
-    matched = linear_sum_assignment(shared.reshape(len(values), count), maximize=True)[1]
-    picture = np.zeros((*true.shape, 3))
-    for value, k in zip(values, matched, strict=True):
-        picture[true == value] = colours(k + 1)[k]
-    return picture
-
-
-def film_colours(groups: Tensor, trajectory: Sequence[Grouping], index: int) -> list[np.ndarray]:
-    """Colour the true groups of a sequence as :func:`groups_colours` does, each object in one colour at all steps.
-
-    Args:
-        groups: (B, F, H, W), objects from 1.
-        trajectory: the groupings after steps 1 to T for the batch.
-        index: which sequence of the batch.
-
-    Returns:
-        (H, W, 3) for each step: the groups of the frame that the step explains.
-    """
-    true = torch.cat([groups_of_step(groups, step)[index] for step in range(1, len(trajectory) + 1)])
-    found = torch.cat([grouping.labels[index] for grouping in trajectory])
-    return np.split(groups_colours(true, found), len(trajectory))
-
-
-def image_pixels(image: Tensor) -> np.ndarray:
-    """Convert (C, H, W) in [0, 1] to (H, W, 3): grey for one channel, else the first three channels."""
-    pixels = image.detach().float().cpu().clamp(0, 1)
-    pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels[:3]
-    return pixels.permute(1, 2, 0).numpy()
-
-
-class Mosaic:
-    """Small pictures in rows and columns, with texts beside them, drawn as one picture: quicker than axes for each.
-
-    A pixel of a small picture becomes a square of whole pixels.
-
-    Args:
-        rows: how many.
-        columns: how many.
-        shape: height and width of the small pictures.
-        label_width: pixels left of the first column, for labels of rows.
-        caption: above all.
-    """
-
-    def __init__(self, rows: int, columns: int, shape: Sequence[int], label_width: int = 0, caption: str = "") -> None:
-        self.height, self.width = shape
-        self.scale = max(1, round(CELL / max(shape)))
-        self.left, self.top = label_width + GAP, TEXT + GAP + (TEXT if caption else 0)
-        down, across = self.corner(rows, columns)
-        self.pixels = np.ones((down, across, 3))
-        self.texts: list[tuple[float, float, str, dict[str, Any]]] = []
-        if caption:
-            self._write(across / 2, TEXT / 2 + GAP, caption, fontsize=10, ha="center")
-
-    def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Give the upper left corner of a small picture, in pixels from the top and from the left."""
-        down, across = self.height * self.scale + GAP, self.width * self.scale + GAP
-        return self.top + row * down, self.left + column * across
-
-    def show(self, row: int, column: int, picture: np.ndarray, frame: np.ndarray | None = None) -> None:
-        """Put a small picture (H, W, 3) in its place, in a frame of a colour."""
-        down, across = self.corner(row, column)
-        height, width = self.height * self.scale, self.width * self.scale
-        if frame is not None:
-            self.pixels[down - FRAME : down + height + FRAME, across - FRAME : across + width + FRAME] = frame
-        large = picture.repeat(self.scale, 0).repeat(self.scale, 1)
-        self.pixels[down : down + height, across : across + width] = large
-
-    def title(self, row: int, column: int, text: str) -> None:
-        """Write above a small picture."""
-        down, across = self.corner(row, column)
-        self._write(across + self.width * self.scale / 2, down - TEXT / 2, text, fontsize=9, ha="center")
-
-    def label(self, row: int, column: int, text: str, colour: object = "black") -> None:
-        """Write left of a small picture."""
-        down, across = self.corner(row, column)
-        self._write(across - 2 * GAP, down + self.height * self.scale / 2, text, fontsize=9, ha="right", color=colour)
-
-    def figure(self) -> Figure:
-        """Give the whole as a figure of exactly these pixels."""
-        down, across = self.pixels.shape[:2]
-        figure = Figure(figsize=(across / DPI, down / DPI), dpi=DPI)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.imshow(self.pixels, interpolation="none", aspect="auto", extent=(0, across, down, 0))
-        for x, y, text, style in self.texts:
-            axes.text(x, y, text, va="center", **style)
-        return figure
-
-    def _write(self, x: float, y: float, text: str, **style: Any) -> None:
-        self.texts.append((x, y, text, style))
 
 
 def groupings(

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from nem_lightning import figures
+from nem_lightning.colours import colours, grouping_colours, image_pixels
 from nem_lightning.datamodules import arrays
 from nem_lightning.datamodules.files import FilesDataModule
 from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
 from nem_lightning.models.grouping import Grouping, frame_pair
 from nem_lightning.models.m_steps import evaluating
+from nem_lightning.mosaics import CELL, DPI, LABELS, Mosaic
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
 
@@ -174,10 +175,10 @@ def _write(output: Path, name: str, image: torch.Tensor, found: Groups, binary: 
         labels = labels[tuple(nearest)]  # pyright: ignore[reportArgumentType, reportCallIssue]
         labels = _resized(labels, size) * (image > 0.5).any(0).numpy()
     indexed = Image.fromarray(_resized(labels, size))
-    palette = np.concatenate([np.zeros((1, 3)), figures.colours(255)]) * 255
+    palette = np.concatenate([np.zeros((1, 3)), colours(255)]) * 255
     indexed.putpalette(palette.round().astype(np.uint8).tobytes())
-    mixed = _resized(figures.grouping_colours(torch.from_numpy(found.responsibilities)), size)
-    overlay = 0.5 * figures.image_pixels(image) + 0.5 * mixed
+    mixed = _resized(grouping_colours(torch.from_numpy(found.responsibilities)), size)
+    overlay = 0.5 * image_pixels(image) + 0.5 * mixed
     pictures = {"labels": indexed, "overlays": Image.fromarray((overlay * 255).round().astype(np.uint8))}
     for folder, picture in pictures.items():
         path = output / folder / f"{name}.png"
@@ -202,9 +203,9 @@ def _resized(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 def _write_sheet(output: Path, names: Sequence[str], size: tuple[int, int]) -> None:
     """Draw the first overlays and labels, in rows of twelve, all in the shape of the model's images."""
     rows = [names[start : start + 12] for start in range(0, len(names), 12)]
-    scale = max(1, round(figures.CELL / max(size)))
+    scale = max(1, round(CELL / max(size)))
     shape = size[0] * scale, size[1] * scale
-    mosaic = figures.Mosaic(2 * len(rows), len(rows[0]), shape, figures.LABELS)
+    mosaic = Mosaic(2 * len(rows), len(rows[0]), shape, LABELS)
     for index, row in enumerate(rows):
         for offset, (folder, text) in enumerate((("overlays", "overlay"), ("labels", "labels"))):
             mosaic.label(2 * index + offset, 0, text)
@@ -212,4 +213,4 @@ def _write_sheet(output: Path, names: Sequence[str], size: tuple[int, int]) -> N
                 with Image.open(output / folder / f"{name}.png") as image:
                     mosaic.show(2 * index + offset, column, _resized(np.asarray(image.convert("RGB")), shape) / 255)
     with atomic_file(output / "contact_sheet.png") as file:
-        mosaic.figure().savefig(file, format="png", dpi=figures.DPI)
+        mosaic.figure().savefig(file, format="png", dpi=DPI)

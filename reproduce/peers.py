@@ -10,9 +10,10 @@ import torch
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
-from nem_lightning import figures
+from nem_lightning.colours import groups_colours, image_pixels
 from nem_lightning.datamodules.base import FramesDataModule
 from nem_lightning.files import atomic_file
+from nem_lightning.mosaics import DPI, Mosaic
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
 from reproduce import tables
@@ -134,15 +135,15 @@ def _draw(rows: list[dict[str, Any]]) -> Figure:
     """Draw the same test images for each model; a component has the colour of the group that shares most with it."""
     first = rows[0]["pictures"]
     images, groups = (torch.stack([_as_image(text) for text in first[name]]) for name in ("image", "groups"))
-    mosaic = figures.Mosaic(2 + len(rows), len(images), images.shape[1:], label_width=290)
+    mosaic = Mosaic(2 + len(rows), len(images), images.shape[1:], label_width=290)
     for index, text in enumerate(("input", "true groups", *(row["title"] for row in rows))):
         mosaic.label(index, 0, text)
     for column, (image, true) in enumerate(zip(images, groups, strict=True)):
-        mosaic.show(0, column, figures.image_pixels(image[None]))
-        mosaic.show(1, column, figures.groups_colours(true, true))
+        mosaic.show(0, column, image_pixels(image[None]))
+        mosaic.show(1, column, groups_colours(true, true))
         for index, row in enumerate(rows, start=2):
             labels = _as_image(row["pictures"]["labels"][column]) + 1
-            mosaic.show(index, column, figures.groups_colours(labels * image, true))
+            mosaic.show(index, column, groups_colours(labels * image, true))
     return mosaic.figure()
 
 
@@ -176,7 +177,7 @@ def write(results: Path) -> Path | None:
         rows = [one for row in GROUPS["peers"] for one in found.get(row.name, []) if one["row"].startswith(f"{data}_")]
         if drawn := [row for row in rows if "pictures" in row]:
             with atomic_file(results / f"peers_{data}.png") as file:
-                _draw(drawn).savefig(file, format="png", dpi=figures.DPI)
+                _draw(drawn).savefig(file, format="png", dpi=DPI)
     path = results / "peers.md"
     with atomic_file(path) as file:
         commands = f"\n## How they were trained\n\n{tables.as_markdown(how)}\n"

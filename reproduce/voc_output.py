@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
-from nem_lightning.figures import groups_colours, image_pixels
+from nem_lightning.colours import groups_colours, image_pixels
 from nem_lightning.files import atomic_file
 from reproduce.tables import as_markdown
 from reproduce.voc_scores import Summary

@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from submitit.core.core import Job
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
-from nem_lightning.figures import Mosaic
+from nem_lightning.mosaics import Mosaic
 
 Plugins.instance()  # looks for Hydra's plugins, and imports them
 with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # builds the tables of Hydra's parsers

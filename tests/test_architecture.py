@@ -15,7 +15,7 @@ PACKAGE = ROOT / "nem_lightning"
 FLOORS = [
     {"errors", "headings", "files", "shipped"},
     {"models", "scores"},
-    {"datamodules", "training", "runs", "figures"},
+    {"datamodules", "training", "runs", "figures", "mosaics", "colours"},
     {"report", "predictions", "to_onnx"},
 ]
 FRAMEWORKS = {"pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "wandb"}

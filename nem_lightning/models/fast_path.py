@@ -8,7 +8,7 @@ Why the fast path is faster:
 - log P(x | mu), its softmax over K and equation 5 share terms, and few logarithms are computed;
 - buffers are kept and reused, because the first use of new memory costs more than the arithmetic.
 
-The arithmetic is in :mod:`nem_lightning.models.unrolled`.
+The arithmetic is in :mod:`nem_lightning.models.unrolled`, and for each M-step in a module beside that one.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,16 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from nem_lightning.models.likelihoods import Bernoulli
 from nem_lightning.models.losses import NeuralEMLoss
+from nem_lightning.models.m_steps import GradientMStep, MStep, RecurrentMStep
 from nem_lightning.models.starts import STARTS, bright_regions, noise
-from nem_lightning.models.unrolled import UNROLLED, Unrolled
+from nem_lightning.models.unrolled import Unrolled
+from nem_lightning.models.unrolled_nem import UnrolledNEM
+from nem_lightning.models.unrolled_rnn_em import UnrolledRNNEM
 
 if TYPE_CHECKING:
     from nem_lightning.models.em import NeuralEM
+
+UNROLLED: dict[type[MStep], type[Unrolled]] = {RecurrentMStep: UnrolledRNNEM, GradientMStep: UnrolledNEM}
 
 
 class FastLoss(NamedTuple):

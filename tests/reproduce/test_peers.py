@@ -7,8 +7,8 @@ import pytest
 import python_server
 import torch
 
-from nem_lightning import figures
 from nem_lightning.errors import InputError
+from nem_lightning.mosaics import GAP, TEXT
 from reproduce import __main__, peers, rows
 from reproduce.evaluation import Run
 
@@ -67,6 +67,6 @@ def test_the_picture_shows_each_model_in_the_colours_of_the_true_groups():
     figure = peers._draw([{"title": "a model", "pictures": pictures}])
     drawn = figure.axes[0].images[0].get_array()
     assert drawn is not None
-    height = (drawn.shape[0] - figures.TEXT - figures.GAP) // 3
-    true, found = (drawn[figures.TEXT + figures.GAP + row * height :][: height - figures.GAP] for row in (1, 2))
+    height = (drawn.shape[0] - TEXT - GAP) // 3
+    true, found = (drawn[TEXT + GAP + row * height :][: height - GAP] for row in (1, 2))
     assert np.array_equal(true, found) and len(np.unique(true.reshape(-1, 3), axis=0)) == 4  # black, two colours, white

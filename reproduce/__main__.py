@@ -70,9 +70,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.command in ("all", "score"):
         failed = not score(rows, seeds, arguments, console) or failed
     if arguments.command in ("all", "tables"):
-        from reproduce import peers, sequences, tables
+        from reproduce import growth, peers, sequences, tables
 
-        places = [Place(*place) for place in tables.write(arguments.results).items()]
+        places = [
+            Place(*place) for place in (tables.write(arguments.results) | growth.write(arguments.results)).items()
+        ]
         others = {"sequences": sequences.write(arguments.results), "other models": peers.write(arguments.results)}
         print_places(places + [Place(name, path) for name, path in others.items() if path], console)
     if arguments.command == "ship":
@@ -124,7 +126,7 @@ def train(row: Row, seeds: list[int], runs: Path, jobs: int, extra: tuple[str, .
 
 def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, console: Console) -> bool:
     """Score the baselines, and the finished runs of the other rows. Say whether all of them could be scored."""
-    from reproduce import peers, sequences
+    from reproduce import growth, peers, sequences
     from reproduce.evaluation import Evaluator, Run
 
     def say(line: str) -> None:
@@ -142,6 +144,8 @@ def score(rows: list[Row], seeds: list[int], arguments: argparse.Namespace, cons
             evaluator().baseline(row)
         elif row in GROUPS["sequences"]:
             sequences.score(run, arguments.results, say)
+        elif row in GROUPS["growth"]:
+            growth.score(run, arguments.results)
         else:
             evaluator().run(run)
 

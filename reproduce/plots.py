@@ -18,7 +18,7 @@ def em_steps(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
     for (row, name), points in _by(lines, "row", "title").items():
         trained_at_t = row == "steps_T"
         label = name if trained_at_t else f"{name} (T={points[0]['trained_steps']}), tested at T"
-        _band(axes, points, "steps", score, "s--" if trained_at_t else "o-", label)
+        band(axes, points, "steps", score, "s--" if trained_at_t else "o-", label)
     _finish(axes, "EM steps T", title, kmeans)
     return figure
 
@@ -28,11 +28,11 @@ def other_k(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
     figure, (components, objects) = _figure(2)
     for (name,), points in _by(lines, "title").items():
         of_three = [point for point in points if point["objects"] == 3]
-        _band(components, of_three, "num_components", score, "o-", name)
+        band(components, of_three, "num_components", score, "o-", name)
         as_many = [point for point in points if point["num_components"] == point["objects"]]
         three = [point for point in points if point["num_components"] == 3]
-        _band(objects, as_many, "objects", score, "o-", f"{name}, K = objects")
-        _band(objects, three, "objects", score, "s--", f"{name}, K = 3")
+        band(objects, as_many, "objects", score, "o-", f"{name}, K = objects")
+        band(objects, three, "objects", score, "s--", f"{name}, K = 3")
     _finish(components, "components K, three objects", title, kmeans)
     _finish(objects, "objects in an image", title)
     return figure
@@ -43,8 +43,8 @@ def convergence(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
     panels = _by(lines, "title", "variant")
     figure, all_axes = _figure(len(panels))
     for axes, ((name, variant), points) in zip(all_axes, panels.items(), strict=True):
-        _band(axes, points, "step", "log_likelihood", "o-", "log likelihood")
-        _band(axes, points, "step", "q", "s--", "Q, gamma of the step before")
+        band(axes, points, "step", "log_likelihood", "o-", "log likelihood")
+        band(axes, points, "step", "q", "s--", "Q, gamma of the step before")
         most = np.nanmax([point["fell_mean"] for point in points])
         axes.set_title(f"{name}\n{variant}; fell in at most {most:.1%} of the images", fontsize=9)
         _finish(axes, "EM step", "nats an image")
@@ -63,7 +63,7 @@ def _by(lines: Lines, *keys: str) -> dict[tuple, list[dict[str, Any]]]:
     return found
 
 
-def _band(axes: Axes, points: Lines, x: str, score: str, style: str, label: str) -> None:
+def band(axes: Axes, points: Lines, x: str, score: str, style: str = "o-", label: str | None = None) -> None:
     """Draw a line through the means, and a band around it."""
     points = sorted(points, key=lambda point: point[x])
     at, means = [point[x] for point in points], np.array([point[f"{score}_mean"] for point in points])

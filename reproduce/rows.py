@@ -93,6 +93,28 @@ _SETS = {"corners": 5, "bars": 12, "mnist_shape": 2, "multi_mnist": 3}
 """The other data sets of Reconstruction Clustering, and how many objects their images have."""
 _PEERS = (*_on_shapes("shapes"), *_on_shapes("shapes20"), *(row for name, k in _SETS.items() for row in _on(name, k)))
 
+
+def _growth(factor: str, value: int, *overrides: str) -> Row:
+    validation = 1 if factor == "images" else 10  # a hundred short epochs validate often
+    few = (f"trainer.limit_val_batches={validation}", "trainer.limit_test_batches=16")
+    return Row(f"growth_{factor}_{value}", f"RNN-EM, {factor} {value:,}", ("model=rnn_em", *overrides, *few))
+
+
+_GROWTH = (
+    _growth("units", 250),  # the best settings: also of 50,000 training images, and of images of 28 x 28
+    *(_growth("units", units, f"model.m_step.hidden_size={units}") for units in (10, 25, 50, 100, 500, 1000)),
+    *(
+        _growth("images", images, f"data.train_images={images}", f"trainer.max_epochs={100_000 // images}")
+        for images in (1_000, 2_500, 10_000)
+    ),
+    *(_growth("size", size, f"data.size={size}") for size in (20, 40, 56)),
+    *(
+        _growth("objects", count, "data.size=40", f"data.num_objects={count}", f"model.num_components={count}")
+        for count in (2, 3, 5, 8, 12)
+    ),
+)
+"""One thing grows: units, training images (as many updates for each), the image, objects and K on images of 40 x 40."""
+
 GROUPS = {
     "baselines": (
         Row("kmeans", "k-means on (x, y), K=3", ("model=position_kmeans",), trained=False),
@@ -121,6 +143,7 @@ GROUPS = {
         _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
         _flying("flying_mnist_2", "dense network", "data=flying_mnist", "model.num_components=2", *_DENSE),
     ),
+    "growth": _GROWTH,
     "peers": _PEERS,
     "ablations": tuple(_ablation(path) for path in sorted((ROOT / "conf" / "ablation").glob("*.yaml"))),
 }

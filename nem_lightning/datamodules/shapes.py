@@ -84,6 +84,7 @@ class ShapesDataModule(FramesDataModule[TensorFrames]):
         size: height and width in pixels, at least 12 (28; Tagger's version has 20).
         num_objects: shapes in each image, at least 1.
         train_on: "training", or "single" for training on one shape per image.
+        train_images: how many images to train on, the first of the set; None for all of them.
         generation_seed: seed of the generated images; each seed gives another set.
         seed: of the order of training batches.
 
@@ -100,6 +101,7 @@ class ShapesDataModule(FramesDataModule[TensorFrames]):
         size: int = 28,
         num_objects: int = 3,
         train_on: str = "training",
+        train_images: int | None = None,
         generation_seed: int = 0,
         seed: int = 0,
     ) -> None:
@@ -112,6 +114,11 @@ class ShapesDataModule(FramesDataModule[TensorFrames]):
         self.num_objects = num_objects
         self.generation_seed = generation_seed
         self.splits = splits_for(train_on)
+        if train_images is not None:
+            require_count("train_images", train_images)
+            most = SPLITS[train_on]
+            require(train_images <= most, f"train_images={train_images}: must be at most {most:,} with {train_on=!s}")
+        self.train_images = train_images
         self.path = self._path(Path(data_dir).expanduser())
 
     def _path(self, data_dir: Path) -> Path:
@@ -135,4 +142,7 @@ class ShapesDataModule(FramesDataModule[TensorFrames]):
         return stills(*generate(count, self.image_shape[1], 1 if name == "single" else self.num_objects, rng))
 
     def load(self, stage: str) -> TensorFrames:
-        return published.read(self.path, self.splits[stage], self.image_shape[1], binary=True)
+        data = published.read(self.path, self.splits[stage], self.image_shape[1], binary=True)
+        if stage == "train" and self.train_images is not None:
+            return TensorFrames(data.frames[: self.train_images], data.groups[: self.train_images], data.scale)
+        return data

@@ -150,6 +150,12 @@ def test_a_published_file_is_read_instead(tmp_path, caplog):
         datamodule.setup()
 
 
+def test_training_on_the_first_images(data_dir):
+    every, few = ShapesDataModule(str(data_dir)), ShapesDataModule(str(data_dir), train_images=70)
+    assert torch.equal(few.load("train").frames, every.load("train").frames[:70]) and len(few.load("train")) == 70
+    assert len(few.load("val")) == len(every.load("val"))
+
+
 def write(path, **datasets) -> None:
     with h5py.File(path, "w") as file:
         for name, array in datasets.items():
@@ -233,6 +239,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ({"batch_size": 0}, "batch_size=0"),
         ({"train_on": "test"}, "train_on='test': must be 'training' or 'single'"),
         ({"generation_seed": -1}, "generation_seed=-1"),
+        ({"train_images": 0}, "train_images=0"),
+        ({"train_images": 50_001}, "train_images=50001: must be at most 50,000 with train_on=training"),
+        ({"train_images": 10_001, "train_on": "single"}, "must be at most 10,000 with train_on=single"),
     ],
 )
 def test_bad_settings(arguments, message):

@@ -125,9 +125,10 @@ def lines_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(lines: list[dict[str, Any]]) -> Figure:
     """Draw AMI above milliseconds, a column for each thing that grows."""
-    figure = Figure(figsize=(14, 6.5), layout="constrained")
-    axes = figure.subplots(2, len(FACTORS), sharex="col", squeeze=False)
-    for column, (factor, title) in enumerate(FACTORS.items()):
+    drawn = {factor: title for factor, title in FACTORS.items() if factor in {line["factor"] for line in lines}}
+    figure = Figure(figsize=(3.5 * len(drawn), 6.5), layout="constrained")
+    axes = figure.subplots(2, len(drawn), sharex="col", squeeze=False)
+    for column, (factor, title) in enumerate(drawn.items()):
         points = [line for line in lines if line["factor"] == factor]
         for row, (name, said) in enumerate((("ami_max", "AMI (max)"), ("milliseconds", "CPU milliseconds an update"))):
             plots.band(axes[row, column], points, "value", name)

@@ -20,6 +20,8 @@ FEW = ["trainer=cpu", "trainer.limit_val_batches=2", "trainer.limit_test_batches
 JOBS = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
 SMALL = [*FEW, "data.size=12", "data.num_objects=1", "model.num_steps=2", "model.m_step.hidden_size=10"]
 SMALL.append("model.num_starts=2")
+SEQUENCES = [*FEW, "data=flying_shapes", "data.num_objects=1", "data.num_frames=3", "model.num_steps=2"]
+SEQUENCES += ["model.m_step.hidden_size=10", "model.num_starts=2"]
 SWEEP = "sweep"
 
 
@@ -116,9 +118,10 @@ def test_devices_must_be_a_number_in_a_sweep_of_jobs(start, tmp_path):
     assert "trainer.devices=auto: must be a number" in process.end(1)
 
 
-def test_a_job_that_is_requeued_and_killed_ends_as_if_it_had_not_been(slurm, start, tmp_path):
+@pytest.mark.parametrize("small", [SMALL, SEQUENCES], ids=["stills", "sequences"])
+def test_a_job_that_is_requeued_and_killed_ends_as_if_it_had_not_been(slurm, start, tmp_path, small):
     """The job is preempted (scontrol requeue), told of its time limit (SIGUSR2), killed, and submitted again."""
-    settings = [*SMALL, "trainer.max_epochs=16", "trainer.limit_train_batches=5", "seed=0"]
+    settings = [*small, "trainer.max_epochs=16", "trainer.limit_train_batches=5", "seed=0"]
     settings.append("callbacks.log_groupings.num_images=1")
     settings.append("callbacks.early_stopping.patience=1000")  # so that the run is still training when it is stopped
     scontrol = Scontrol({**os.environ, **slurm})

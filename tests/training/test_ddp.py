@@ -37,8 +37,18 @@ class AlikeStarts(NeuralEM):
 
 
 class OddImages(TinyImages):
+    """An odd number of test images. With several frames, the images move to the right, a pixel a frame."""
+
+    def __init__(self, batch_size: int, num_frames: int) -> None:
+        super().__init__(batch_size=batch_size)
+        self.num_frames = num_frames
+
     def load(self, stage: str) -> TensorFrames:
-        images = super().load(stage)
+        still = super().load(stage)
+        frames, groups = (
+            torch.cat([part.roll(by, -1) for by in range(self.num_frames)], 1) for part in (still.frames, still.groups)
+        )
+        images = TensorFrames(frames, groups)
         if stage == "train":
             return images
         repeated = torch.arange(NUM_TEST) % len(images)
@@ -47,7 +57,7 @@ class OddImages(TinyImages):
         return TensorFrames(images.frames[repeated], groups)
 
 
-def fit(rank: int, world: int, port: int, folder: str) -> None:
+def fit(rank: int, world: int, port: int, folder: str, num_frames: int) -> None:
     """Train and test as one of ``world`` processes, and write what the process saw."""
     torch.set_num_threads(1)
     if world > 1:
@@ -69,7 +79,7 @@ def fit(rank: int, world: int, port: int, folder: str) -> None:
         callbacks=[ModelCheckpoint(own, filename="best", monitor="val/reconstruction_error")],
         plugins=[WholeFiles()],
     )
-    data = OddImages(batch_size=16 // world)
+    data = OddImages(16 // world, num_frames)
     trainer.fit(module, data)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     trainer.test(module, data, verbose=False)
@@ -86,8 +96,8 @@ def fit(rank: int, world: int, port: int, folder: str) -> None:
     (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[str, dict]:
+@pytest.fixture(scope="module", params=[1, 4], ids=["stills", "sequences"])
+def results(request, tmp_path_factory) -> dict[str, dict]:
     """What each process saw: "alone" is a single process; "first" and "second" ran together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -95,7 +105,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
     context = forking()
     folders = {world: tmp_path_factory.mktemp(f"of{world}") for world in (1, 2)}
     processes = [
-        context.Process(target=fit, args=(rank, world, port, str(folder)))
+        context.Process(target=fit, args=(rank, world, port, str(folder), request.param))
         for world, folder in folders.items()
         for rank in range(world)
     ]

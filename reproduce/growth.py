@@ -127,7 +127,7 @@ def draw(lines: list[dict[str, Any]]) -> Figure:
     """Draw AMI above milliseconds, a column for each thing that grows."""
     drawn = {factor: title for factor, title in FACTORS.items() if factor in {line["factor"] for line in lines}}
     figure = Figure(figsize=(3.5 * len(drawn), 6.5), layout="constrained")
-    axes = figure.subplots(2, len(drawn), sharex="col", squeeze=False)
+    axes = figure.subplots(2, len(drawn), sharex="col", sharey="row", squeeze=False)
     for column, (factor, title) in enumerate(drawn.items()):
         points = [line for line in lines if line["factor"] == factor]
         for row, (name, said) in enumerate((("ami_max", "AMI (max)"), ("milliseconds", "CPU milliseconds an update"))):
@@ -137,5 +137,5 @@ def draw(lines: list[dict[str, Any]]) -> Figure:
         axes[0, column].set_ylim(0, 1)
         axes[1, column].set(xlabel=title, yscale="log")
         axes[1, column].set_xticks([point["value"] for point in points], [f"{point['value']:,}" for point in points])
-        axes[1, column].minorticks_off()
+        axes[1, column].xaxis.minorticks_off()
     return figure

@@ -47,6 +47,8 @@ class Difference(NamedTuple):
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], but: Sequence[str] = ()) -> list[Difference]:
     """The settings in which two configurations differ, by name: none if both are of the same run.
 
+    A setting that one of them does not have is equal to null: a run that was begun before the setting existed goes on.
+
     Args:
         there: a configuration, plain values, nested or by dotted name.
         here: another one.
@@ -96,4 +98,5 @@ def _moved(value: Any, folders: Mapping[str, str]) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    one, other = (None if value == ABSENT else value for value in (one, other))
     return one == other and isinstance(one, bool) == isinstance(other, bool)  # true is not 1

@@ -38,6 +38,15 @@ def test_what_a_run_computes():
     }
 
 
+def test_a_setting_that_did_not_exist_is_null():
+    older = {"data": {"size": 28}}
+    assert not differences(older, {"data": {"size": 28, "train_images": None}})
+    assert not differences({"data": {"size": 28, "train_images": None}}, older)
+    (found,) = differences(older, {"data": {"size": 28, "train_images": 9}})
+    assert str(found) == "data.train_images: absent there, 9 here"
+    assert differences({"data": {"augment": {"flip": True}}}, {"data": {"augment": None}})
+
+
 def test_differences_are_named():
     other = {**CONFIG, "seed": False, "logger": {"csv": {"name": "csv"}}, "new": 1}
     found = differences(CONFIG, other)

@@ -134,8 +134,10 @@ def draw(lines: list[dict[str, Any]]) -> Figure:
             plots.band(axes[row, column], points, "value", name)
             axes[row, column].set(ylabel=said if column == 0 else "", xscale="log")
             axes[row, column].grid(alpha=0.3)
-        axes[0, column].set_ylim(0, 1)
         axes[1, column].set(xlabel=title, yscale="log")
         axes[1, column].set_xticks([point["value"] for point in points], [f"{point['value']:,}" for point in points])
         axes[1, column].xaxis.minorticks_off()
+    ticks = [20, 50, 100, 200, 500]
+    axes[1, 0].set_yticks(ticks, [str(tick) for tick in ticks])
+    axes[1, 0].yaxis.set_minor_formatter("")
     return figure

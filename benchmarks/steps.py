@@ -61,7 +61,9 @@ def _compile(module: GroupingModule) -> None:
     model.loss.of_step = torch.compile(model.loss.of_step)
 
 
-def _training_step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+def training_step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """Give a function that takes a step: the loss, its gradients, and the weights."""
+
     def step() -> None:
         total = loss()
         optimizer.zero_grad()
@@ -82,7 +84,7 @@ def _our_training_step(module: GroupingModule, frames: torch.Tensor) -> Callable
         return module.model.training_loss(frames, generator=noise).total
 
     assert module.optimizer is not None
-    return _training_step(module.optimizer(module.parameters()), loss)
+    return training_step(module.optimizer(module.parameters()), loss)
 
 
 def functions(case: Case, device: torch.device, training: bool, compiled: bool) -> dict[str, Callable[[], object]]:
@@ -108,7 +110,7 @@ def functions(case: Case, device: torch.device, training: bool, compiled: bool) 
         if training:
             found[f"ours{suffix}"] = _our_training_step(module, frames)
             adam = torch.optim.Adam(reference.parameters(), lr=1e-3)
-            found[f"plain loop{suffix}"] = _training_step(adam, theirs)
+            found[f"plain loop{suffix}"] = training_step(adam, theirs)
         else:
             found[f"ours{suffix}"] = functools.partial(_without_gradients, lambda module=module: module(frames))
             found[f"plain loop{suffix}"] = functools.partial(_without_gradients, theirs)

@@ -72,9 +72,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.command in ("all", "tables"):
         from reproduce import growth, peers, sequences, tables
 
-        places = [
-            Place(*place) for place in (tables.write(arguments.results) | growth.write(arguments.results)).items()
-        ]
+        written = tables.write(arguments.results) | growth.write(arguments.results)
+        places = [Place(*place) for place in written.items()]
         others = {"sequences": sequences.write(arguments.results), "other models": peers.write(arguments.results)}
         print_places(places + [Place(name, path) for name, path in others.items() if path], console)
     if arguments.command == "ship":

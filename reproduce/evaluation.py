@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class Evaluator:
     images: dict[str, TensorFrames] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.images = {stage: scoring.first(self.data.load(stage), self.count) for stage in STAGES}
+        self.images = {stage: self.data.load(stage).first(self.count) for stage in STAGES}
         self.scores = scoring.scores_by_image()
 
     def baseline(self, row: Row) -> None:
@@ -173,7 +173,7 @@ class Evaluator:
             result["by_step"] = [{"steps": steps, **found} for steps, found in by_step.items()]
             result["other_k"] = self._other_k(module)
             if isinstance(module.model, NeuralEM):
-                result["convergence"] = convergence.curves(module, scoring.first(test, FEW))
+                result["convergence"] = convergence.curves(module, test.first(FEW))
             if seed == 0:
                 self._draw(module, row)
         with atomic_file(path) as file:
@@ -182,7 +182,7 @@ class Evaluator:
     def _other_k(self, module: GroupingModule) -> list[dict[str, Any]]:
         """Score with other K on the test images, and on images with other numbers of objects."""
         found = []
-        test = scoring.first(self.images["test"], FEW)
+        test = self.images["test"].first(FEW)
         for objects in OTHER_COUNTS:
             rng = np.random.default_rng([OTHER_COUNTS_SEED, objects])
             data = test if objects == 3 else stills(*generate(len(test), test.frames.shape[-1], objects, rng))
@@ -199,6 +199,14 @@ class Evaluator:
             for picture in filter(None, pictures):
                 with atomic_file(self.results / "pictures" / f"{row.name}_{picture.name}") as file:
                     shutil.copyfile(picture, file)
+
+
+def write_scores(folder: Path, row: Row, seed: int, found: Mapping[str, Any]) -> None:
+    """Write what was found of a row with a seed, and the machine, to a file in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"row": row.name, "title": row.title, "seed": seed, "machine": machine(), **found}
+    with atomic_file(folder / f"{row.name}_seed{seed}.json") as file:
+        file.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def machine() -> dict[str, str | int]:

@@ -1,7 +1,5 @@
 """The rows of other models: ``evaluate.py`` scores each on the same images, also with a larger K and other starts."""
 
-import json
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from nem_lightning.mosaics import DPI, Mosaic
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
 from reproduce import tables
-from reproduce.evaluation import Run, evaluated, machine
+from reproduce.evaluation import Run, evaluated, write_scores
 from reproduce.rows import GROUPS, Row, settings
 from reproduce.scoring import BATCH
 
@@ -96,11 +94,7 @@ def score(row: Row, seed: int, run: Run | None, folder: Path, results: Path, say
         found.append({"overrides": list(overrides), **counts, **of_last})
     if row.name.partition("_")[0] in DRAWN and seed == 0:
         facts["pictures"] = _pictures(row, best)
-    path = results / "peers" / f"{row.name}_seed{seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"row": row.name, "title": row.title, "seed": seed, "machine": machine(), **facts, "tests": found}
-    with atomic_file(path) as file:
-        file.write_text(json.dumps(whole, indent=1) + "\n")
+    write_scores(results / "peers", row, seed, {**facts, "tests": found})
 
 
 @torch.no_grad()
@@ -155,10 +149,7 @@ def _training_images(run: Run) -> int:
 
 def write(results: Path) -> Path | None:
     """Write ``peers.md``, and give its path; None if there are no scores."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted((results / "peers").glob("*.json")):
-        scores = json.loads(path.read_text())
-        found[scores["row"]].append(scores)
+    found = tables.by_row(results / "peers")
     if not found:
         return None
     head = ["data", "model", "seeds", "K", "T", "starts", "AMI (max)", "AMI (arithmetic)", "ARI", "published AMI"]

@@ -1,7 +1,7 @@
 """The figures of ``results/``, from the CSV files next to them. Bands are one sample standard deviation."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ def em_steps(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
     for (row, name), points in _by(lines, "row", "title").items():
         trained_at_t = row == "steps_T"
         label = name if trained_at_t else f"{name} (T={points[0]['trained_steps']}), tested at T"
-        band(axes, points, "steps", score, "s--" if trained_at_t else "o-", label)
+        _band(axes, points, "steps", score, "s--" if trained_at_t else "o-", label)
     _finish(axes, "EM steps T", title, kmeans)
     return figure
 
@@ -28,11 +28,11 @@ def other_k(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
     figure, (components, objects) = _figure(2)
     for (name,), points in _by(lines, "title").items():
         of_three = [point for point in points if point["objects"] == 3]
-        band(components, of_three, "num_components", score, "o-", name)
+        _band(components, of_three, "num_components", score, "o-", name)
         as_many = [point for point in points if point["num_components"] == point["objects"]]
         three = [point for point in points if point["num_components"] == 3]
-        band(objects, as_many, "objects", score, "o-", f"{name}, K = objects")
-        band(objects, three, "objects", score, "s--", f"{name}, K = 3")
+        _band(objects, as_many, "objects", score, "o-", f"{name}, K = objects")
+        _band(objects, three, "objects", score, "s--", f"{name}, K = 3")
     _finish(components, "components K, three objects", title, kmeans)
     _finish(objects, "objects in an image", title)
     return figure
@@ -43,11 +43,31 @@ def convergence(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
     panels = _by(lines, "title", "variant")
     figure, all_axes = _figure(len(panels))
     for axes, ((name, variant), points) in zip(all_axes, panels.items(), strict=True):
-        band(axes, points, "step", "log_likelihood", "o-", "log likelihood")
-        band(axes, points, "step", "q", "s--", "Q, gamma of the step before")
+        _band(axes, points, "step", "log_likelihood", "o-", "log likelihood")
+        _band(axes, points, "step", "q", "s--", "Q, gamma of the step before")
         most = np.nanmax([point["fell_mean"] for point in points])
         axes.set_title(f"{name}\n{variant}; fell in at most {most:.1%} of the images", fontsize=9)
         _finish(axes, "EM step", "nats an image")
+    return figure
+
+
+def growth(lines: Lines, titles: Mapping[str, str]) -> Figure:
+    """Draw AMI above milliseconds an update, a column for each thing that grows; ``titles`` says what grows."""
+    panels = _by(lines, "factor")
+    figure = Figure(figsize=(3.5 * len(panels), 6.5), layout="constrained")
+    rows = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
+    for above, below, ((factor,), points) in zip(*rows, panels.items(), strict=True):
+        for axes, name in ((above, "ami_max"), (below, "milliseconds")):
+            _band(axes, points, "value", name, "o-", None)
+            axes.grid(alpha=0.3)
+        below.set(xlabel=titles[factor], xscale="log", yscale="log")
+        below.set_xticks([point["value"] for point in points], [f"{point['value']:,}" for point in points])
+        below.xaxis.minorticks_off()
+    rows[0, 0].set_ylabel("AMI (max)")
+    rows[1, 0].set_ylabel("CPU milliseconds an update")
+    ticks = [20, 50, 100, 200, 500]
+    rows[1, 0].set_yticks(ticks, [str(tick) for tick in ticks])
+    rows[1, 0].yaxis.set_minor_formatter("")
     return figure
 
 
@@ -63,7 +83,7 @@ def _by(lines: Lines, *keys: str) -> dict[tuple, list[dict[str, Any]]]:
     return found
 
 
-def band(axes: Axes, points: Lines, x: str, score: str, style: str = "o-", label: str | None = None) -> None:
+def _band(axes: Axes, points: Lines, x: str, score: str, style: str, label: str | None) -> None:
     """Draw a line through the means, and a band around it."""
     points = sorted(points, key=lambda point: point[x])
     at, means = [point[x] for point in points], np.array([point[f"{score}_mean"] for point in points])

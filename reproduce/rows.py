@@ -107,10 +107,10 @@ _GROWTH = (
         _growth("images", images, f"data.train_images={images}", f"trainer.max_epochs={100_000 // images}")
         for images in (1_000, 2_500, 10_000)
     ),
-    *(_growth("size", size, f"data.size={size}") for size in (20, 40, 56)),
+    *(_growth("size", size, f"data.size={size}") for size in (20, 40, 56)),  # 40 x 40 is also three objects
     *(
         _growth("objects", count, "data.size=40", f"data.num_objects={count}", f"model.num_components={count}")
-        for count in (2, 3, 5, 8, 12)
+        for count in (2, 5, 8, 12)
     ),
 )
 """One thing grows: units, training images (as many updates for each), the image, objects and K on images of 40 x 40."""

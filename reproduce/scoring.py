@@ -25,11 +25,6 @@ def scores_by_image() -> dict[str, Score]:
     return {name: score for name, score in chosen.items() if hasattr(score, "by_image")}
 
 
-def first(data: TensorFrames, count: int | None) -> TensorFrames:
-    """Give the first ``count`` images; all if it is None."""
-    return TensorFrames(data.frames[:count], data.groups[:count], data.scale)
-
-
 def batches(data: TensorFrames) -> Iterator[Batch]:
     """Give batches in the order and size of ``evaluate.py``."""
     for start in range(0, len(data), BATCH):

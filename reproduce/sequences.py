@@ -1,14 +1,13 @@
 """The rows of sequences: ``evaluate.py`` scores each run, also with another K, other objects and more frames."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nem_lightning.files import atomic_file
 from reproduce import tables
-from reproduce.evaluation import Run, evaluated, machine
-from reproduce.rows import ROWS, Row, settings
+from reproduce.evaluation import Run, evaluated, write_scores
+from reproduce.rows import GROUPS, ROWS, Row, settings
 from reproduce.scoring import BATCH
 
 BATCHES = 16
@@ -80,19 +79,15 @@ def score(run: Run, results: Path, say: Callable[[str], None]) -> None:
                 "ami_max_mean": mean["ami_max"],
             }
         )
-    path = results / "sequences" / f"{run.row.name}_seed{run.seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"row": run.row.name, "title": run.row.title, "seed": run.seed, "machine": machine(), **facts}
-    with atomic_file(path) as file:
-        file.write_text(json.dumps({**whole, "tests": found}, indent=1) + "\n")
+    write_scores(results / "sequences", run.row, run.seed, {**facts, "tests": found})
 
 
 def write(results: Path) -> Path | None:
     """Write ``sequences.md``, and give its path; None if there are no scores."""
-    runs = [json.loads(path.read_text()) for path in sorted((results / "sequences").glob("*.json"))]
-    if not runs:
+    found = tables.by_row(results / "sequences")
+    if not found:
         return None
-    runs.sort(key=lambda run: (list(ROWS).index(run["row"]), run["seed"]))
+    runs = [run for row in GROUPS["sequences"] for run in found.get(row.name, [])]
     head = ["trained on (objects, K)", "network", "seed", "tested on (objects, K, T)"]
     head += ["AMI, last", "AMI, mean", "ARI, last", "loss", "upper bound", "published AMI"]
     cells = [head, *(line for run in runs for line in _lines(run))]

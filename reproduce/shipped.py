@@ -107,7 +107,7 @@ def evaluate(images: TensorFrames, scores: Mapping[str, Score], results: Path, c
             row, _, seed = path.stem.rpartition("_seed")
             require(bool(row) and seed.isdecimal(), f"{path}: must be called <row>_seed<seed>.ckpt")
             shipped = read(row_path(results, row, int(seed)))
-            data = scoring.first(images, shipped["images"])
+            data = images.first(shipped["images"])
             (found,) = scoring.by_image(checkpoints.load_module(path, seed=0), data, scores).values()
         except InputError as error:
             problems.append(str(error))

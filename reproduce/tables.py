@@ -1,6 +1,7 @@
 """Tables and figures, from the scores in ``results/rows/`` alone."""
 
 import csv
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,11 +37,8 @@ def read_rows(results: Path) -> Rows:
     Raises:
         InputError: there are no scores, one cannot be read, or the seeds of a row were trained with different settings.
     """
-    paths = sorted((results / "rows").glob("*.json"))
-    require(bool(paths), f"{results / 'rows'}: no scores in it; python -m reproduce score writes them")
-    found: Rows = defaultdict(list)
-    for scores in sorted(map(read, paths), key=lambda scores: scores["seed"]):
-        found[scores["row"]].append(scores)
+    found = by_row(results / "rows", read)
+    require(bool(found), f"{results / 'rows'}: no scores in it; python -m reproduce score writes them")
     for name, (first, *rest) in found.items():
         for other in rest:
             apart = differences(first.get("settings", {}), other.get("settings", {}))
@@ -50,6 +48,14 @@ def read_rows(results: Path) -> Rows:
                 f"settings ({', '.join(each.name for each in apart[:3])}); delete the older and train it again",
             )
     return {name: found[name] for name in (*ROWS, *sorted(found.keys() - ROWS.keys())) if name in found}
+
+
+def by_row(folder: Path, read: Callable[[Path], dict[str, Any]] = lambda path: json.loads(path.read_text())) -> Rows:
+    """Read the scores in a folder, the seeds of each row in their order."""
+    found: Rows = defaultdict(list)
+    for scores in sorted(map(read, sorted(folder.glob("*.json"))), key=lambda scores: scores["seed"]):
+        found[scores["row"]].append(scores)
+    return found
 
 
 def headings(rows: Rows) -> dict[str, Heading]:
@@ -82,10 +88,16 @@ def write(results: Path) -> dict[str, Path]:
     kmeans = spread(row["scores"]["test"]["all"][headline] for row in rows.get("kmeans", [])).mean
     for name, (lines, draw) in parts.items():
         if lines:
-            places |= {f"{name}.csv": results / f"{name}.csv", f"{name}.png": results / f"{name}.png"}
-            _write_csv(places[f"{name}.csv"], lines)
-            with atomic_file(places[f"{name}.png"]) as file:
-                draw(lines, headline, scores[headline].title, kmeans).savefig(file, format="png", dpi=130)
+            places |= write_figure(results, name, lines, draw(lines, headline, scores[headline].title, kmeans))
+    return places
+
+
+def write_figure(results: Path, name: str, lines: Sequence[Line], figure: Figure) -> dict[str, Path]:
+    """Write a figure and, beside it, the lines that it shows as CSV; give their paths."""
+    places = {f"{name}.{suffix}": results / f"{name}.{suffix}" for suffix in ("csv", "png")}
+    _write_csv(places[f"{name}.csv"], lines)
+    with atomic_file(places[f"{name}.png"]) as file:
+        figure.savefig(file, format="png", dpi=130)
     return places
 
 

@@ -70,6 +70,10 @@ class TensorFrames(Frames):
         chosen = torch.as_tensor(indices)
         return {"frames": self.frames[chosen].float() / self.scale, "groups": self.groups[chosen].long()}
 
+    def first(self, count: int | None) -> "TensorFrames":
+        """Give the first ``count`` images or sequences; all if it is None."""
+        return TensorFrames(self.frames[:count], self.groups[:count], self.scale)
+
 
 def frames_of(batch: Batch) -> Tensor:
     """Give the frames of a batch, (B, F, C, H, W).

@@ -143,6 +143,4 @@ class ShapesDataModule(FramesDataModule[TensorFrames]):
 
     def load(self, stage: str) -> TensorFrames:
         data = published.read(self.path, self.splits[stage], self.image_shape[1], binary=True)
-        if stage == "train" and self.train_images is not None:
-            return TensorFrames(data.frames[: self.train_images], data.groups[: self.train_images], data.scale)
-        return data
+        return data.first(self.train_images) if stage == "train" else data

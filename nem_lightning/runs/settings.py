@@ -55,8 +55,11 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], but: Sequence
         but: patterns of further settings to leave out, such as ``*.seed``.
     """
     one, other = comparable(there, but), comparable(here, but)
-    found = (Difference(name, one.get(name, ABSENT), other.get(name, ABSENT)) for name in sorted(one | other))
-    return [each for each in found if not _equal(each.there, each.here)]
+    return [
+        Difference(name, one.get(name, ABSENT), other.get(name, ABSENT))
+        for name in sorted(one | other)
+        if not _equal(one.get(name), other.get(name))
+    ]
 
 
 def comparable(settings: Mapping[str, Any], but: Sequence[str] = ()) -> dict[str, Any]:
@@ -98,5 +101,4 @@ def _moved(value: Any, folders: Mapping[str, str]) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    one, other = (None if value == ABSENT else value for value in (one, other))
     return one == other and isinstance(one, bool) == isinstance(other, bool)  # true is not 1

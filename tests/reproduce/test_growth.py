@@ -4,13 +4,11 @@ import json
 
 import pytest
 import python_server
+from test_sequence_rows import SMALL
 
 from nem_lightning.errors import InputError
 from reproduce import __main__, growth, rows
 from reproduce.evaluation import Run
-
-SMALL = ("model.m_step.hidden_size=8", "model.num_starts=1", "trainer.max_epochs=1")
-SMALL += tuple(f"trainer.limit_{name}_batches={count}" for name, count in (("val", 1), ("test", 1), ("train", 2)))
 
 
 def test_one_thing_grows_in_each_row():
@@ -20,6 +18,8 @@ def test_one_thing_grows_in_each_row():
     assert (
         by_name["growth_objects_12"]["model"]["num_components"] == by_name["growth_objects_12"]["data"]["num_objects"]
     )
+    whole = [json.dumps({part: config[part] for part in ("model", "data", "trainer")}) for config in by_name.values()]
+    assert len(set(whole)) == len(whole)  # nothing is trained twice
     for images in (1_000, 2_500, 10_000):
         row = by_name[f"growth_images_{images}"]
         assert row["data"]["train_images"] * row["trainer"]["max_epochs"] == 50_000 * best["trainer"]["max_epochs"]
@@ -36,26 +36,33 @@ def test_a_row_is_trained_kept_tabulated_and_drawn(data_dir, tmp_path, monkeypat
     places = growth.write(tmp_path / "results")
     numbers = f"{kept['ami_max']:.3f} | {kept['ari']:.3f} | {kept['milliseconds']:.0f}"
     line = f"| hidden units | 50 | 1 | {numbers} | `python train.py"
-    assert line in places["growth"].read_text() and places["growth, drawn"].stat().st_size > 10_000
+    assert line in places["growth"].read_text() and places["growth.png"].stat().st_size > 10_000
     with pytest.raises(InputError, match="was trained with other settings"):
         growth.score(Run(row, 0, tmp_path / "runs"), tmp_path / "results")
 
 
-def test_the_best_settings_are_a_point_of_three_lines():
-    numbers = {"ami_max": 0.5, "ari": 0.6, "command": "c", "epochs": 2, "stop": "end of the schedule"}
+def test_a_row_may_be_a_point_of_several_lines():
+    numbers = {
+        "title": "t",
+        "images": 64,
+        "ami_max": 0.5,
+        "ari": 0.6,
+        "command": "c",
+        "epochs": 2,
+        "stop": "end of the schedule",
+    }
     numbers["machine"] = {"device": "d", "threads": 1, "cores": 2, "torch": "2"}
-    runs = [
-        {"row": name, "seed": seed, "milliseconds": time, **numbers}
-        for name, seed, time in (
-            ("growth_units_250", 0, 1.0),
-            ("growth_units_250", 1, 3.0),
-            ("growth_units_10", 0, 5.0),
-        )
-    ]
+
+    def runs(name: str, *times: float) -> list[dict]:
+        return [{"row": name, "seed": seed, "milliseconds": time, **numbers} for seed, time in enumerate(times)]
+
+    by_row = {"growth_units_250": runs("growth_units_250", 1.0, 3.0), "growth_units_10": runs("growth_units_10", 5.0)}
+    by_row["growth_size_40"] = runs("growth_size_40", 4.0)
     found = [
-        (line["factor"], line["value"], line["seeds"], line["milliseconds_mean"]) for line in growth.lines_of(runs)
+        (line["factor"], line["value"], line["seeds"], line["milliseconds_mean"]) for line in growth.lines_of(by_row)
     ]
     expected = [("units", 10, 1, 5.0), ("units", 250, 2, 2.0), ("images", 50_000, 2, 2.0), ("size", 28, 2, 2.0)]
+    expected += [("size", 40, 1, 4.0), ("objects", 3, 1, 4.0)]
     assert found == expected
 
 

@@ -23,6 +23,7 @@ from nem_lightning.datamodules.shapes import generate, stills
 from nem_lightning.errors import InputError, require
 from nem_lightning.files import atomic_file
 from nem_lightning.models.em import NeuralEM
+from nem_lightning.report import runs as report
 from nem_lightning.runs.folder import CONFIG, SCORES, RunFolder
 from nem_lightning.runs.settings import comparable, differences
 from nem_lightning.training import checkpoints
@@ -31,6 +32,8 @@ from reproduce import convergence, scoring, shipped
 from reproduce.rows import ROOT, STEPS, Row, read, row_path, settings
 
 STAGES = ("val", "test")
+VALIDATED = ("ami_max", "reconstruction_error")
+"""Scores that are kept for each epoch of a training."""
 OTHER_K = (2, 3, 4, 5, 6)
 OTHER_COUNTS = (2, 3, 4, 5)
 """Objects in an image."""
@@ -87,7 +90,18 @@ class Run:
             "seconds": scores["seconds"],
             "settings": {name: value for name, value in known.items() if name.startswith(KEPT)},
             "best_epoch": checkpoints.read(self.best_checkpoint)["epoch"] + 1,
+            "by_epoch": self._by_epoch(),
         }
+
+    def _by_epoch(self) -> list[dict[str, float]]:
+        """Give the validation scores after each epoch."""
+        curves = report.read(self.folder)
+        assert curves is not None
+        found: dict[int, dict[str, float]] = {}
+        for name in VALIDATED:
+            for epoch, value in curves.curves.get(f"val/{name}", {}).items():
+                found.setdefault(epoch, {"epoch": epoch})[name] = value
+        return [found[epoch] for epoch in sorted(found)]
 
 
 def evaluated(folder: Path, words: Sequence[str], since: Path | None, say: Callable[[str], None]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def em_steps(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
     """Draw a score against T: of models tested at T, and of models trained at T. No k-means if ``kmeans`` is NaN."""
     figure, (axes,) = _figure(1)
     for (row, name), points in _by(lines, "row", "title").items():
-        trained_at_t = row == "steps_T"
+        trained_at_t = row.endswith("_T")
         label = name if trained_at_t else f"{name} (T={points[0]['trained_steps']}), tested at T"
         _band(axes, points, "steps", score, "s--" if trained_at_t else "o-", label)
     _finish(axes, "EM steps T", title, kmeans)
@@ -48,6 +48,18 @@ def convergence(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
         most = np.nanmax([point["fell_mean"] for point in points])
         axes.set_title(f"{name}\n{variant}; fell in at most {most:.1%} of the images", fontsize=9)
         _finish(axes, "EM step", "nats an image")
+    return figure
+
+
+def training(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
+    """Draw a score and the reconstruction error of the validation images by epoch."""
+    figure, (above, below) = _figure(2)
+    for (name,), points in _by(lines, "title").items():
+        _band(above, points, "epoch", score, "-", name)
+        _band(below, points, "epoch", "reconstruction_error", "-", name)
+    below.set_yscale("log")
+    _finish(above, "epoch", title, kmeans)
+    _finish(below, "epoch", "reconstruction error")
     return figure
 
 

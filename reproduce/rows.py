@@ -17,7 +17,8 @@ from nem_lightning.errors import InputError, require
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2, 3, 4)
 STEPS = (1, 2, 3, 5, 7, 10, 15, 20)
-"""T of the rows ``steps_T<T>`` (10 is ``rnn_em`` itself), and of the tests of rows that are ``in_detail``."""
+"""T of the rows ``steps_T<T>`` (10 is ``rnn_em`` itself) and ``published_T<T>``, and of the tests of rows that are
+``in_detail``."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,15 @@ _GROWTH = (
 )
 """One thing grows: units, training images (as many updates for each), the image, objects and K on images of 40 x 40."""
 
+_AS_PUBLISHED = ("experiment=rnn_em_shapes",)
+_BY_LOSS = tuple(f"callbacks.{name}.monitor=val/loss" for name in ("early_stopping", "best_checkpoint"))
+
+
+def _short(name: str, title: str, override: str) -> Row:
+    overrides = (*_AS_PUBLISHED, override, "trainer.max_epochs=10")
+    return Row(f"published_{name}", f"RNN-EM, as published, {title}, 10 epochs", overrides)
+
+
 GROUPS = {
     "baselines": (
         Row("kmeans", "k-means on (x, y), K=3", ("model=position_kmeans",), trained=False),
@@ -124,9 +134,28 @@ GROUPS = {
     ),
     "trained": (
         Row("rnn_em", "RNN-EM, best settings", ("model=rnn_em",), in_detail=True),
-        Row("rnn_em_published", "RNN-EM, as published", ("experiment=rnn_em_shapes",), in_detail=True),
+        Row("rnn_em_published", "RNN-EM, as published", _AS_PUBLISHED, in_detail=True),
         Row("nem", "N-EM, best settings", ("model=nem",)),
         Row("nem_published", "N-EM, as published", ("experiment=nem_shapes",), in_detail=True),
+    ),
+    "published": (
+        Row(
+            "published_noise_by_step",
+            "RNN-EM, as published, noise by step",
+            (*_AS_PUBLISHED, "model.noise_by_step=true"),
+        ),
+        Row("published_total_loss", "RNN-EM, as published, stopped by the loss", (*_AS_PUBLISHED, *_BY_LOSS)),
+        _short("all_steps", "loss on all steps", "model.loss.step_weights=all"),
+        _short("detached", "no gradients through gamma", "model.differentiate_responsibilities=false"),
+        _short("layer_norm", "layer normalisation", "model.m_step.layer_norm=true"),
+    ),
+    "published_steps": tuple(
+        Row(
+            f"published_T{steps}",
+            f"RNN-EM, as published, T={steps}, 20 epochs",
+            (*_AS_PUBLISHED, f"model.num_steps={steps}", "trainer.max_epochs=20"),
+        )
+        for steps in STEPS
     ),
     "steps": tuple(
         Row(f"steps_T{steps}", f"RNN-EM, T={steps}", ("model=rnn_em", f"model.num_steps={steps}"))

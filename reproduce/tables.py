@@ -15,11 +15,13 @@ from nem_lightning.headings import Heading
 from nem_lightning.report.sweep import Spread
 from nem_lightning.runs.settings import differences
 from reproduce import plots
-from reproduce.rows import ROWS, read
+from reproduce.evaluation import VALIDATED
+from reproduce.rows import GROUPS, ROWS, read
 
 Rows = dict[str, list[dict[str, Any]]]
 """By the row's name, the scores of each seed."""
 Line = dict[str, Any]
+WITH_CURVES = (*GROUPS["trained"], *GROUPS["published"])
 SPLITS = {"test": "test", "val": "validation"}
 SUBSETS = {"all": "all", "overlap": "overlapping", "no_overlap": "not overlapping"}
 INTRO = """# Shapes
@@ -80,10 +82,15 @@ def write(results: Path) -> dict[str, Path]:
     by_k = lines_of(rows, lambda row: row.get("other_k", []), ("objects", "num_components"), scores)
     followed = ("log_likelihood", "q", "fell")
     climbs = lines_of(rows, lambda row: row.get("convergence", []), ("variant", "step"), followed)
+    long = {row.name: rows[row.name] for row in WITH_CURVES if row.name in rows and rows[row.name][0]["epochs"] > 2}
+    epochs = lines_of(
+        long, lambda row: [{"images": row["images"], **line} for line in row.get("by_epoch", [])], ("epoch",), VALIDATED
+    )
     parts: dict[str, tuple[list[Line], Callable[..., Figure]]] = {
         "em_steps": (em_steps(rows), plots.em_steps),
         "other_k": (by_k, plots.other_k),
         "convergence": (climbs, plots.convergence),
+        "training": (epochs, plots.training),
     }
     kmeans = spread(row["scores"]["test"]["all"][headline] for row in rows.get("kmeans", [])).mean
     for name, (lines, draw) in parts.items():
@@ -158,10 +165,16 @@ def em_steps(rows: Rows) -> list[Line]:
         ("trained_steps", "steps"),
         headings(rows),
     )
-    others = [row for name, found in rows.items() if name.startswith("steps_T") for row in found]
-    at_t = [{**row, "title": "RNN-EM, trained at T"} for row in (*others, *rows.get("rnn_em", [])) if others]
+    at_t = {}
+    for prefix, title, at_ten in (
+        ("steps_T", "RNN-EM, trained at T", rows.get("rnn_em", [])),
+        ("published_T", "RNN-EM, as published, 20 epochs, trained at T", []),
+    ):
+        others = [row for name, found in rows.items() if name.startswith(prefix) for row in found]
+        chosen = [{**row, "title": title} for row in (*others, *at_ten) if others]
+        at_t[prefix] = sorted(chosen, key=lambda row: row["num_steps"])
     trained = lines_of(
-        {"steps_T": sorted(at_t, key=lambda row: row["num_steps"])},
+        at_t,
         lambda row: [dict.fromkeys(("trained_steps", "steps"), row["num_steps"]) | row["scores"]["test"]["all"]],
         ("trained_steps", "steps"),
         headings(rows),

@@ -51,6 +51,8 @@ class NeuralEM(GroupingModel):
         loss: equation 5; by default with the likelihood of the E-step, as published.
         corruption: noise on the M-step's input in training, from :mod:`nem_lightning.models.corruption`; none by
             default.
+        noise_by_step: whether each step sees a still image with new noise, as in the authors' code, or all steps see
+            the same noise. The frames of a sequence always have noise of their own.
         num_components: K, at least 1.
         num_steps: T, at least 1.
         num_starts: how many times EM starts in tests and pictures, at least 1. For each image, the start with the
@@ -94,6 +96,7 @@ class NeuralEM(GroupingModel):
         initial_mean: float = 0.0,
         differentiate_responsibilities: bool = True,
         detached_epochs: int = 0,
+        noise_by_step: bool = False,
         fast: str | bool = "auto",
     ) -> None:
         super().__init__(m_step.image_shape, likelihood.binary, num_components, num_steps, num_starts)
@@ -103,6 +106,7 @@ class NeuralEM(GroupingModel):
         require_number("initial_mean", initial_mean)
         require_flag("differentiate_responsibilities", differentiate_responsibilities)
         require_count("detached_epochs", detached_epochs, minimum=0)
+        require_flag("noise_by_step", noise_by_step)
         require(fast == "auto" or isinstance(fast, bool), f"fast={fast}: must be auto, true or false")
         loss = NeuralEMLoss(likelihood) if loss is None else loss
         own, of_loss = type(likelihood).__name__, type(loss.likelihood).__name__
@@ -120,6 +124,7 @@ class NeuralEM(GroupingModel):
         self.initial_mean = initial_mean
         self.differentiate_responsibilities = differentiate_responsibilities
         self.detached_epochs = detached_epochs
+        self.noise_by_step = noise_by_step
         self.fast = fast
         self.fast_path = FastPath()
 
@@ -282,15 +287,23 @@ class NeuralEM(GroupingModel):
             InputError: frames that do not fit, or ``fast`` is true and the fast path does not apply.
         """
         self.check_frames(frames, self.num_steps)
-        corrupted = frames if self.corruption is None else self.corruption(frames, generator)
+        corrupted = self.corrupt(frames, generator)
         detach = epoch < self.detached_epochs or not self.differentiate_responsibilities
         target = frame_pair(frames, self.num_steps)[1]
         if self.fast is not False and self._is_fast(frames, corrupted, epoch):
-            found = self.fast_path(self, frames[:, 0], corrupted[:, 0], detach=detach, generator=generator)
+            found = self.fast_path(self, frames[:, 0], corrupted, detach=detach, generator=generator)
             return TrainingLoss(found.total, lambda: self.explain(target, found.state, found.params, detach=True))
         start = self.start(frames[:, 0], self.num_components, generator)
         trajectory = list(self.steps(start, corrupted, frames, self.num_steps, detach=detach))
         return TrainingLoss(self.loss(frames, trajectory), lambda: trajectory[-1])
+
+    def corrupt(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Add noise to frames (B, F, C, H, W). If noise is drawn by step, a still becomes T + 1 frames."""
+        if self.corruption is None:
+            return frames
+        if self.noise_by_step and frames.shape[1] == 1:
+            frames = frames.expand(-1, self.num_steps + 1, -1, -1, -1)
+        return self.corruption(frames, generator)
 
     def _is_fast(self, frames: Tensor, corrupted: Tensor, epoch: int) -> bool:
         is_own = type(self) is NeuralEM

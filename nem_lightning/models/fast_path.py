@@ -96,7 +96,7 @@ class FastPath:
         Args:
             em: the model, with its K and T.
             image: the clean images.
-            corrupted: what the M-step sees.
+            corrupted: what the M-step sees, (B, F, 1, H, W): one frame, or one for each step.
             detach: whether gradients stop at gamma.
             generator: draws the first responsibilities.
         """

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nem_lightning.models.grouping import frame_pair
+
 if TYPE_CHECKING:
     from nem_lightning.models.em import NeuralEM
 
@@ -84,10 +86,12 @@ class Unrolled(abc.ABC):
         steps, components, batch, *_ = self.made_for
         self.step_weights = em.loss.weights(steps)
         self.image = image.flatten(1)
-        self.corrupted = corrupted.flatten(1)
-        self.sign, self.black = 2 * self.image - 1, self.corrupted + self.image - 1
+        # what the M-step sees after each step; the last one is not used
+        self.corrupted = [frame_pair(corrupted, min(t + 2, steps))[0].flatten(1) for t in range(steps)]
+        self.sign, negative = 2 * self.image - 1, self.image - 1
         self.load(em.m_step, weights)
-        torch.mul(gamma.flatten(2).transpose(0, 1), self.corrupted - em.initial_mean, out=self.residual[0])
+        first = corrupted[:, 0].flatten(1)
+        torch.mul(gamma.flatten(2).transpose(0, 1), first - em.initial_mean, out=self.residual[0])
         positive, on, logarithms = [], [], _Logarithms(self.product)
         for t, weight in enumerate(self.step_weights):
             self.m_step(t)  # logits[t], which is s below, holds l now
@@ -100,7 +104,7 @@ class Unrolled(abc.ABC):
             torch.sigmoid(s.mul_(self.sign), out=p)  # s holds the signed logits now
             _sum(p, out=scale).add_(components * em.smoothing).reciprocal_()
             torch.addcmul(torch.mul(scale, em.smoothing, out=self.plane), p, scale, out=gamma)
-            torch.addcmul(self.black, self.sign, p, value=-1, out=missing)
+            torch.addcmul(self.corrupted[t] + negative, self.sign, p, value=-1, out=missing)
             if t + 1 < steps:
                 torch.mul(gamma, missing, out=self.residual[t + 1])
             if weight:  # the second term: log(1 + exp(-|l|)) = -log max(p, 1 - p)
@@ -140,7 +144,7 @@ class Unrolled(abc.ABC):
         sigmoid_backward(d, p, grad_input=d)
         if weight:  # the loss at fixed gamma has the gradient mu - gamma x, with mu = corrupted - missing
             d.add_(missing.addcmul_(gamma, self.image), alpha=weight)  # missing holds missing + gamma x now
-        torch.sub(torch.mul(self.corrupted, weight, out=self.plane), d, out=x_l)  # x_l holds the gradient of l now
+        torch.sub(torch.mul(self.corrupted[t], weight, out=self.plane), d, out=x_l)  # x_l holds the gradient of l now
 
 
 class _Logarithms:

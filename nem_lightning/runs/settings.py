@@ -47,7 +47,8 @@ class Difference(NamedTuple):
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], but: Sequence[str] = ()) -> list[Difference]:
     """The settings in which two configurations differ, by name: none if both are of the same run.
 
-    A setting that one of them does not have is equal to null: a run that was begun before the setting existed goes on.
+    A setting that one of them does not have is equal to null and to false: a run that was begun before the setting
+    existed goes on.
 
     Args:
         there: a configuration, plain values, nested or by dotted name.
@@ -58,7 +59,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], but: Sequence
     return [
         Difference(name, one.get(name, ABSENT), other.get(name, ABSENT))
         for name in sorted(one | other)
-        if not _equal(one.get(name), other.get(name))
+        if not _equal(one.get(name, ABSENT), other.get(name, ABSENT))
     ]
 
 
@@ -101,4 +102,6 @@ def _moved(value: Any, folders: Mapping[str, str]) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    if one is ABSENT or other is ABSENT:
+        return all(value is ABSENT or value is None or value is False for value in (one, other))
     return one == other and isinstance(one, bool) == isinstance(other, bool)  # true is not 1

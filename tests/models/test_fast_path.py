@@ -25,14 +25,14 @@ every_m_step = pytest.mark.parametrize("m_step", M_STEPS)
 def by_the_loop(em, image, corrupted, *, detach, generator) -> FastLoss:
     start = em.start(image, em.num_components, generator)
     frames = image.unsqueeze(1)
-    trajectory = list(em.steps(start, corrupted.unsqueeze(1), frames, em.num_steps, detach=detach))
+    trajectory = list(em.steps(start, corrupted, frames, em.num_steps, detach=detach))
     return FastLoss(em.loss(frames, trajectory), trajectory[-1].state, trajectory[-1].params)
 
 
 def assert_same(em, image, corrupted, tolerance: float, path: FastPath | None = None) -> None:
     path = path or FastPath()
-    corrupted = image if corrupted is None else corrupted
-    assert path.why_not(em, image.unsqueeze(1), corrupted.unsqueeze(1)) is None
+    corrupted = image.unsqueeze(1) if corrupted is None else corrupted
+    assert path.why_not(em, image.unsqueeze(1), corrupted) is None
     values, gradients = values_and_gradients(by_the_loop, em, image, corrupted)
     fast_values, fast_gradients = values_and_gradients(path, em, image, corrupted)
     assert torch.allclose(values, fast_values, rtol=tolerance, atol=tolerance)
@@ -52,7 +52,9 @@ def values_and_gradients(compute, em, image, corrupted) -> tuple[torch.Tensor, l
 
 def fast(em, image, path: FastPath | None = None, seed: int = 1) -> FastLoss:
     """Run the fast path on clean images."""
-    return (path or FastPath())(em, image, image, detach=False, generator=torch.Generator().manual_seed(seed))
+    return (path or FastPath())(
+        em, image, image.unsqueeze(1), detach=False, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @given(
@@ -66,12 +68,13 @@ def fast(em, image, path: FastPath | None = None, seed: int = 1) -> FastLoss:
     initial_mean=st.floats(-1, 1),
     differentiate=st.booleans(),
     init=st.sampled_from(["noise", "bright_regions"]),
+    noise_by_step=st.booleans(),
     weights=st.one_of(
         st.sampled_from(["last", "all"]), st.lists(st.sampled_from([0.0, 0.3, 2.0]), min_size=4, max_size=4)
     ),
 )
-@example(2, 3, 2, 4, "RNN-EM with layer norm", 20.0, 1e-20, 0.2734375, True, "noise", "last")  # logits beyond 20
-@example(0, 1, 1, 1, "N-EM", 0.1, 1e-6, 0.0, True, "noise", "last")  # (K, B) and (B, K) are the same memory
+@example(2, 3, 2, 4, "RNN-EM with layer norm", 20.0, 1e-20, 0.2734375, True, "noise", False, "last")  # logits beyond 20
+@example(0, 1, 1, 1, "N-EM", 0.1, 1e-6, 0.0, True, "noise", False, "last")  # (K, B) and (B, K) are the same memory
 @settings(max_examples=200)
 def test_it_is_the_loop(
     seed,
@@ -84,6 +87,7 @@ def test_it_is_the_loop(
     initial_mean,
     differentiate,
     init,
+    noise_by_step,
     weights,
 ):
     torch.manual_seed(seed)
@@ -100,7 +104,7 @@ def test_it_is_the_loop(
         differentiate_responsibilities=differentiate,
         init=init,
     )
-    corrupted = torch.rand(batch, *SHAPE, dtype=torch.float64)
+    corrupted = torch.rand(batch, steps + 1 if noise_by_step else 1, *SHAPE, dtype=torch.float64)
     assert_same(em, binary(batch, *SHAPE), corrupted, 1e-9)
 
 
@@ -251,16 +255,22 @@ def test_logits_far_out_give_finite_gradients(far):
 
 @every_m_step
 @pytest.mark.parametrize(
-    ("differentiate", "detached_epochs", "epoch"),
-    [(True, 0, 0), (False, 0, 0), (True, 2, 1), (True, 2, 2), (False, 2, 2)],
+    ("differentiate", "detached_epochs", "epoch", "noise_by_step"),
+    [
+        *((True, 0, 0, False), (False, 0, 0, False), (True, 2, 1, False), (True, 2, 2, False), (False, 2, 2, False)),
+        *((True, 0, 0, True), (False, 0, 0, True)),
+    ],
 )
-def test_the_model_gives_the_same_loss_and_gradients_either_way(m_step, differentiate, detached_epochs, epoch):
+def test_the_model_gives_the_same_loss_and_gradients_either_way(
+    m_step, differentiate, detached_epochs, epoch, noise_by_step
+):
     """The images have noise, and the grouping after the last step is compared, too.
 
     No gradients flow through gamma in the first ``detached_epochs`` epochs.
     """
     torch.manual_seed(0)
-    settings = {"differentiate_responsibilities": differentiate, "detached_epochs": detached_epochs}
+    settings = {"differentiate_responsibilities": differentiate, "noise_by_step": noise_by_step}
+    settings["detached_epochs"] = detached_epochs
     em, frames = fast_model(m_step, weights="all", num_steps=3, **settings), binary(2, 1, *SHAPE)
     em.corruption = BitFlip(0.3)
     found = []

@@ -76,14 +76,19 @@ def test_too_few_frames_are_refused_in_one_line(num_frames):
     assert len(em(frames, num_steps=num_frames - 1)) == num_frames - 1
 
 
-@pytest.mark.parametrize("num_frames", [1, T + 1])
-def test_noise_reaches_only_what_the_m_step_sees(num_frames):
-    """The first responsibilities, the E-step and the loss have no noise. Noise is drawn before the start, by frame."""
-    em, frames = model(True, init="bright_regions"), sequences(2, num_frames, True)
-    em.corruption = lambda image, generator: (image - 1).abs() * torch.rand((), generator=generator).double()
-    generator = draws()
-    share = torch.rand((), generator=generator).double()
-    noisy = (1 - frames) * share
+@pytest.mark.parametrize(("num_frames", "noise_by_step"), [(1, False), (1, True), (T + 1, False), (T + 1, True)])
+def test_noise_reaches_only_what_the_m_step_sees(num_frames, noise_by_step):
+    """The first responsibilities, the E-step and the loss have no noise. Noise is drawn before the start, by frame.
+
+    If noise is drawn by step, a still has as much noise as a sequence.
+    """
+    em, frames = model(True, init="bright_regions", noise_by_step=noise_by_step), sequences(2, num_frames, True)
+
+    def noise(image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return (1 - image) * torch.rand(image.shape, generator=generator).double()
+
+    em.corruption, generator = noise, draws()
+    noisy = noise(frames.expand(-1, T + 1, -1, -1, -1) if noise_by_step else frames, generator)
     iterate, expected = em.start(frames[:, 0], 3, generator), frames.new_zeros(())
     for t in range(1, T + 1):
         target = frame_pair(frames, t)[1]

@@ -47,6 +47,11 @@ def test_rows_compose_and_an_ablation_changes_one_setting():
     assert best["model"]["num_steps"] == 10
     for row in rows.GROUPS["ablations"]:
         assert len(differences(best, rows.settings(row))) == 1, row.name
+    published = rows.settings(rows.ROWS["rnn_em_published"])
+    for row in (*rows.GROUPS["published"], *rows.GROUPS["published_steps"]):
+        named = {override.partition("=")[0] for override in row.overrides} - {"experiment"}
+        changed = {each.name for each in differences(published, rows.settings(row))}
+        assert changed == named - ({"model.num_steps"} if row.name == "published_T10" else set()), row.name
     with pytest.raises(InputError, match=r"nem: .*nonsense"):
         rows.settings(rows.ROWS["nem"], ("nonsense=1",))
 
@@ -88,7 +93,7 @@ def test_tables_from_scores(tmp_path):
         write_scores(tmp_path, "ablation_one_start", seed, ami - 0.2, **EARLY)
     places = tables.write(tmp_path)
     assert all(path.stat().st_size > 100 for path in places.values())
-    assert "em_steps.png" in places and "other_k.csv" not in places
+    assert "em_steps.png" in places and not {"other_k.csv", "training.csv"} & set(places)
     text = places["table"].read_text()
     assert "| KMEANS | 1 | 8 | 0.8000 | - |" in text
     assert "| NEM | 3 | 8 | 0.7300 ± 0.0361 |" in text  # sample deviation of 0.70, 0.72, 0.77
@@ -105,6 +110,20 @@ def test_tables_from_scores(tmp_path):
         lines = [(line["row"], int(line["steps"]), float(line["ami_max_mean"])) for line in csv.DictReader(file)]
     assert [line[:2] for line in lines] == [("rnn_em", 1), ("rnn_em", 2), ("steps_T", 2), ("steps_T", 7)]
     assert [line[2] for line in lines] == pytest.approx([0.415 - 0.05, 0.73, 0.83, 0.73])
+
+
+def test_long_trainings_have_curves(tmp_path):
+    for row, epochs in {"rnn_em": 2, "steps_T7": 21, "nem_published": 21}.items():
+        for seed, ami in enumerate((0.2, 0.4)):
+            by_epoch = [{"epoch": e, "ami_max": e * ami, "reconstruction_error": 1 / e} for e in range(1, epochs + 1)]
+            write_scores(tmp_path, row, seed, ami, **EARLY | {"epochs": epochs}, by_epoch=by_epoch[: epochs - seed])
+    write_scores(tmp_path, "rnn_em_published", 0, 0.3, **EARLY | {"epochs": 30})  # scored before there were curves
+    tables.write(tmp_path)
+    with open(tmp_path / "training.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["row"], line["epoch"]) for line in lines] == [("nem_published", str(e)) for e in range(1, 22)]
+    assert float(lines[1]["ami_max_mean"]) == pytest.approx(0.6) and lines[1]["seeds"] == "2"
+    assert float(lines[-1]["ami_max_mean"]) == pytest.approx(4.2) and lines[-1]["seeds"] == "1"
 
 
 def test_seeds_of_different_settings_make_no_row(tmp_path):
@@ -211,6 +230,7 @@ def test_the_driver(reproduce, tmp_path, data_dir, monkeypatch):
     scores = rows.read(path)
     assert scores["stop"] == "cut short" and (scores["epochs"], scores["planned_epochs"]) == (2, 500)
     assert scores["command"] == f"python train.py experiment=nem_shapes seed=0 {' '.join(SMALL)}"
+    assert [sorted(line) for line in scores["by_epoch"]] == [["ami_max", "epoch", "reconstruction_error"]] * 2
     assert scores["seconds"] > 0 and scores["weights"] == "float32" and scores["scores"]["test"]["all"]["images"] == 40
     assert [entry["steps"] for entry in scores["by_step"]] == list(rows.STEPS)
     assert {"steps": 2, **scores["scores"]["test"]["all"]} == scores["by_step"][1]

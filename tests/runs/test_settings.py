@@ -38,10 +38,13 @@ def test_what_a_run_computes():
     }
 
 
-def test_a_setting_that_did_not_exist_is_null():
+@pytest.mark.parametrize("nothing", [None, False])
+def test_a_setting_that_did_not_exist_is_null_or_false(nothing):
     older = {"data": {"size": 28}}
-    assert not differences(older, {"data": {"size": 28, "train_images": None}})
-    assert not differences({"data": {"size": 28, "train_images": None}}, older)
+    assert not differences(older, {"data": {"size": 28, "train_images": nothing}})
+    assert not differences({"data": {"size": 28, "train_images": nothing}}, older)
+    assert differences(older, {"data": {"size": 28, "train_images": 0}})
+    assert differences({"data": {"train_images": True}}, {"data": {"train_images": nothing}})
     (found,) = differences(older, {"data": {"size": 28, "train_images": 9}})
     assert str(found) == "data.train_images: absent there, 9 here"
     assert differences({"data": {"augment": {"flip": True}}}, {"data": {"augment": None}})

@@ -134,6 +134,7 @@ GROUPS = {
     ),
     "trained": (
         Row("rnn_em", "RNN-EM, best settings", ("model=rnn_em",), in_detail=True),
+        Row("rnn_em_accurate", "RNN-EM, most accurate settings", ("model=rnn_em_accurate",)),
         Row("rnn_em_published", "RNN-EM, as published", _AS_PUBLISHED, in_detail=True),
         Row("nem", "N-EM, best settings", ("model=nem",)),
         Row("nem_published", "N-EM, as published", ("experiment=nem_shapes",), in_detail=True),

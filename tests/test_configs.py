@@ -165,14 +165,18 @@ def test_published_experiments_hold_the_published_settings(tmp_path, data_dir):
 
 
 def test_the_best_known_settings_are_the_defaults(tmp_path, data_dir):
-    for name, noise, starts, rate in (("rnn_em", 0.05, 16, 2e-2), ("nem", 0.0, 32, 1e-2)):
+    for name, noise, starts, rate, weights in (
+        ("rnn_em", 0.05, 16, 2e-2, "all"),
+        ("rnn_em_accurate", 0.05, 32, 2e-2, "rising"),
+        ("nem", 0.0, 32, 1e-2, "all"),
+    ):
         config = composed("train", [f"model={name}"], tmp_path, data_dir)
         em = model_of(config)
         assert (em.init, em.num_starts) == ("bright_regions", starts)
         assert not em.differentiate_responsibilities
         assert isinstance(em.corruption, BitFlip) and em.corruption.prob == noise
-        assert em.loss.step_weights == "all" and config.optimizer.lr == rate and config.module.decay
-        assert config.trainer.max_epochs == 2
+        assert em.loss.step_weights == weights and config.optimizer.lr == rate and config.module.decay
+        assert config.trainer.max_epochs == 2 and em.dark_weight == (4 if name == "rnn_em_accurate" else None)
         if name == "nem":
             assert isinstance(em.m_step, GradientMStep) and em.m_step.step_size.shape == (250,)
         else:

@@ -57,6 +57,7 @@ class NeuralEM(GroupingModel):
         num_steps: T, at least 1.
         num_starts: how many times EM starts in tests and pictures, at least 1. For each image, the start with the
             lowest :func:`~nem_lightning.models.starts.energy` after the last step is kept.
+        dark_weight: how often a dark pixel of a binary image counts in this energy, at least 0; once by default.
         init: the first gamma, from :mod:`nem_lightning.models.starts`: "noise", as published, or "bright_regions".
         smoothing: added to each component's probability of a pixel before normalising, at least 0;
             the published code uses 1e-6.
@@ -91,6 +92,7 @@ class NeuralEM(GroupingModel):
         num_components: int = 3,
         num_steps: int = 10,
         num_starts: int = 1,
+        dark_weight: float | None = None,
         init: str = "noise",
         smoothing: float = 1e-6,
         initial_mean: float = 0.0,
@@ -102,6 +104,7 @@ class NeuralEM(GroupingModel):
         super().__init__(m_step.image_shape, likelihood.binary, num_components, num_steps, num_starts)
         if init not in STARTS:
             raise InputError(f"init={init!r}: must be one of {', '.join(STARTS)}")
+        require_number("dark_weight", 1 if dark_weight is None else dark_weight, minimum=0)
         require_number("smoothing", smoothing, minimum=0)
         require_number("initial_mean", initial_mean)
         require_flag("differentiate_responsibilities", differentiate_responsibilities)
@@ -119,6 +122,7 @@ class NeuralEM(GroupingModel):
         self.likelihood = likelihood
         self.loss = loss
         self.corruption = corruption
+        self.dark_weight = dark_weight
         self.init = init
         self.smoothing = smoothing
         self.initial_mean = initial_mean
@@ -230,7 +234,8 @@ class NeuralEM(GroupingModel):
 
     def energy(self, target: Tensor, iterate: Iterate) -> Tensor:
         """Give :func:`~nem_lightning.models.starts.energy` of an iterate, (B,); infinite instead of NaN."""
-        found = energy(self.likelihood, target, iterate.params, iterate.responsibilities)
+        dark_weight = 1.0 if self.dark_weight is None else self.dark_weight
+        found = energy(self.likelihood, target, iterate.params, iterate.responsibilities, dark_weight)
         return found.where(~found.isnan(), torch.inf)
 
     def log_likelihood(self, target: Tensor, params: Tensor, used: Tensor | None = None) -> Tensor:

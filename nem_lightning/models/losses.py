@@ -1,17 +1,25 @@
 """The training loss: equation 5, and the weights of the steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nem_lightning.errors import InputError, require, require_number
+from nem_lightning.errors import require, require_number
 from nem_lightning.models.grouping import frame_pair
 from nem_lightning.models.likelihoods import Likelihood
 
 if TYPE_CHECKING:
     from nem_lightning.models.em import Iterate
+
+
+_WEIGHTS: dict[str, Callable[[int, int], float]] = {
+    "last": lambda step, num_steps: float(step == num_steps),
+    "all": lambda step, num_steps: 1.0,
+    "rising": lambda step, num_steps: float(step),
+}
+"""The weight of a step, from 1 to T, before they are divided by their sum."""
 
 
 class StepLoss(NamedTuple):
@@ -35,8 +43,8 @@ class NeuralEMLoss:
             the published sigma is 1.0 in the loss and 0.25 in the E-step.
         prior: the prior's mean; 0 is black.
         prior_weight: lambda, at least 0.
-        step_weights: which steps count: "last" (the published loss), "all" (their mean), or T weights,
-            each at least 0 and not all of them 0.
+        step_weights: which steps count: "last" (the published loss), "all" (their mean), "rising" (all, step t with
+            a weight proportional to t), or T weights, each at least 0 and not all of them 0.
 
     Raises:
         InputError: a negative weight, an unknown word, or a prior that the likelihood cannot have.
@@ -55,8 +63,8 @@ class NeuralEMLoss:
         else:
             require_number("prior", prior)
         if isinstance(step_weights, str):
-            if step_weights not in ("last", "all"):
-                raise InputError(f"step_weights={step_weights!r}: must be 'last', 'all' or a list of numbers")
+            allowed = ", ".join(map(repr, _WEIGHTS))
+            require(step_weights in _WEIGHTS, f"step_weights={step_weights!r}: must be {allowed} or a list of numbers")
         else:
             for weight in step_weights:
                 require_number("step_weights", weight, minimum=0)
@@ -74,7 +82,8 @@ class NeuralEMLoss:
             InputError: ``step_weights`` is a list whose length is not T.
         """
         if isinstance(self.step_weights, str):
-            return [0.0] * (num_steps - 1) + [1.0] if self.step_weights == "last" else [1 / num_steps] * num_steps
+            weights = [_WEIGHTS[self.step_weights](t, num_steps) for t in range(1, num_steps + 1)]
+            return [weight / sum(weights) for weight in weights]
         require(
             len(self.step_weights) == num_steps,
             f"step_weights: has {len(self.step_weights)} weights, must have one for each of the {num_steps} steps",

@@ -107,7 +107,9 @@ def steps_from_best(
     yield from steps(best_start(draw, steps, energy_of, num_starts))
 
 
-def energy(likelihood: Likelihood, image: Tensor, params: Tensor, responsibilities: Tensor) -> Tensor:
+def energy(
+    likelihood: Likelihood, image: Tensor, params: Tensor, responsibilities: Tensor, dark_weight: float = 1.0
+) -> Tensor:
     """Measure how badly K components explain an image, in nats; the start with the lowest energy is kept.
 
     For real pixels: the negative log likelihood (equation 1) plus M KL(u || pi), which penalises uneven shares:
@@ -117,7 +119,7 @@ def energy(likelihood: Likelihood, image: Tensor, params: Tensor, responsibiliti
     For binary pixels: an image is the union of its objects, so a bright pixel's component explains it, and all
     components explain a dark pixel:
 
-        - sum_n x_n sum_k gamma_nk log mu_kn  -  sum_n (1 - x_n) sum_k log(1 - mu_kn)  +  M KL(u || pi).
+        - sum_n x_n sum_k gamma_nk log mu_kn  -  w sum_n (1 - x_n) sum_k log(1 - mu_kn)  +  M KL(u || pi).
 
     u are the components' shares of M pixels: all pixels of a real image, or the bright pixels of a binary image; pi
     is uniform. For binary pixels, equation 5 penalises overlapping components, and so favours groupings in which one
@@ -128,6 +130,7 @@ def energy(likelihood: Likelihood, image: Tensor, params: Tensor, responsibiliti
         image: (B, C, H, W).
         params: (B, K, C, H, W).
         responsibilities: gamma, (B, K, 1, H, W).
+        dark_weight: w, how often a dark pixel of a binary image counts.
 
     Returns:
         (B,).
@@ -138,7 +141,7 @@ def energy(likelihood: Likelihood, image: Tensor, params: Tensor, responsibiliti
         return _unevenness(responsibilities) - log_prob.logsumexp(1).sum((1, 2, 3))
     taken = responsibilities * image
     surprise = F.softplus(params * (1 - 2 * image))  # -log P(x | mu)
-    return torch.linalg.vecdot((1 - image + taken).flatten(1), surprise.flatten(1)) + _unevenness(taken)
+    return torch.linalg.vecdot((dark_weight * (1 - image) + taken).flatten(1), surprise.flatten(1)) + _unevenness(taken)
 
 
 def _unevenness(taken: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def test_equation_5_with_the_sign_that_the_text_describes():
 
 @pytest.mark.parametrize(
     ("step_weights", "expected"),
-    [("last", [0, 0, 0, 1]), ("all", [0.25] * 4), ([0, 1, 2, 0], [0, 1, 2, 0])],
+    [("last", [0, 0, 0, 1]), ("all", [0.25] * 4), ("rising", [0.1, 0.2, 0.3, 0.4]), ([0, 1, 2, 0], [0, 1, 2, 0])],
 )
 def test_step_weights(step_weights, expected):
     image, trajectory = random_trajectory(4)
@@ -62,7 +62,7 @@ def test_the_loss_of_a_sequence_compares_step_t_with_frame_t_plus_1():
     [
         ({"prior_weight": -1}, "prior_weight=-1"),
         ({"prior": 1.5}, r"prior=1.5: must lie in \[0, 1\]"),
-        ({"step_weights": "first"}, "step_weights='first': must be 'last', 'all' or a list"),
+        ({"step_weights": "first"}, "step_weights='first': must be 'last', 'all', 'rising' or a list"),
         ({"step_weights": [0, 0]}, "step_weights"),
         ({"step_weights": [1, -1]}, "step_weights"),
     ],

@@ -74,7 +74,8 @@ def test_bright_regions_spread_as_said():
     assert (gamma[0, 4, 5] / gamma[1, 4, 5]).item() == pytest.approx(expected)
 
 
-def test_energy_is_the_sum_written_out():
+@pytest.mark.parametrize("dark_weight", [1.0, 4.0])
+def test_energy_is_the_sum_written_out(dark_weight):
     torch.manual_seed(0)
     image = torch.rand(2, 2, 3, 4).round().double()
     params = torch.randn(2, 3, 2, 3, 4, dtype=torch.float64)
@@ -92,9 +93,9 @@ def test_energy_is_the_sum_written_out():
                             expected -= g * math.log(m)
                             taken[k] += g
                         else:
-                            expected -= math.log(1 - m)
+                            expected -= dark_weight * math.log(1 - m)
         expected += sum(t * math.log(t / sum(taken) * 3) for t in taken)
-        assert energy(Bernoulli(), image, params, gamma)[b].item() == pytest.approx(expected)
+        assert energy(Bernoulli(), image, params, gamma, dark_weight)[b].item() == pytest.approx(expected)
 
 
 def test_energy_of_real_pixels_is_the_sum_written_out():
@@ -142,16 +143,22 @@ def test_energy_of_a_black_image():
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.25)], ids=["binary", "real"])
-@pytest.mark.parametrize("num_frames", [1, 3])
-def test_of_several_starts_the_one_of_lowest_energy_is_kept(likelihood, num_frames):
+@pytest.mark.parametrize(("num_frames", "dark_weight"), [(1, 1.0), (3, 4.0)])
+def test_of_several_starts_the_one_of_lowest_energy_is_kept(likelihood, num_frames, dark_weight):
     """The energy of a sequence is that of its last frame."""
     torch.manual_seed(0)
     em = NeuralEM(RecurrentMStep((1, 28, 28), 8), likelihood, num_starts=4, init="bright_regions")
+    em.dark_weight = dark_weight
     frames = few_shapes(20 * num_frames).frames.float().view(20, num_frames, 1, 28, 28)
     kept = em(frames, num_steps=2, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
     alone = [em(frames, num_steps=2, num_starts=1, generator=generator) for _ in range(4)]
     energies = torch.stack([em.energy(frames[:, -1], trajectory[-1]) for trajectory in alone])
+    if likelihood.binary:
+        weighted = [
+            energy(likelihood, frames[:, -1], end[-1].params, end[-1].responsibilities, dark_weight) for end in alone
+        ]
+        assert torch.equal(energies, torch.stack(weighted))
     assert len(energies.argmin(0).unique()) > 1
     for index, best in enumerate(energies.argmin(0)):
         for step in range(2):

@@ -32,7 +32,7 @@ from reproduce import convergence, scoring, shipped
 from reproduce.rows import ROOT, STEPS, Row, read, row_path, settings
 
 STAGES = ("val", "test")
-VALIDATED = ("ami_max", "reconstruction_error")
+VALIDATED = ("ami_max", "reconstruction_error", "loss")
 """Scores that are kept for each epoch of a training."""
 OTHER_K = (2, 3, 4, 5, 6)
 OTHER_COUNTS = (2, 3, 4, 5)

@@ -117,7 +117,6 @@ _GROWTH = (
 """One thing grows: units, training images (as many updates for each), the image, objects and K on images of 40 x 40."""
 
 _AS_PUBLISHED = ("experiment=rnn_em_shapes",)
-_BY_LOSS = tuple(f"callbacks.{name}.monitor=val/loss" for name in ("early_stopping", "best_checkpoint"))
 
 
 def _short(name: str, title: str, override: str) -> Row:
@@ -145,7 +144,6 @@ GROUPS = {
             "RNN-EM, as published, noise by step",
             (*_AS_PUBLISHED, "model.noise_by_step=true"),
         ),
-        Row("published_total_loss", "RNN-EM, as published, stopped by the loss", (*_AS_PUBLISHED, *_BY_LOSS)),
         _short("all_steps", "loss on all steps", "model.loss.step_weights=all"),
         _short("detached", "no gradients through gamma", "model.differentiate_responsibilities=false"),
         _short("layer_norm", "layer normalisation", "model.m_step.layer_norm=true"),

@@ -18,7 +18,7 @@ from nem_lightning.headings import Heading
 from nem_lightning.runs.folder import CONFIG, ERROR, SCORES
 from nem_lightning.runs.settings import flat
 
-CURVES = ("val/ami_max", "val/reconstruction_error", "train/loss")
+CURVES = ("val/ami_max", "val/reconstruction_error", "val/loss", "train/loss")
 EXPECTED = ("seed", "data", "model", "paths")  # keys of config.yaml; paths is its last one
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if PyYAML has it
 

@@ -230,7 +230,7 @@ def test_the_driver(reproduce, tmp_path, data_dir, monkeypatch):
     scores = rows.read(path)
     assert scores["stop"] == "cut short" and (scores["epochs"], scores["planned_epochs"]) == (2, 500)
     assert scores["command"] == f"python train.py experiment=nem_shapes seed=0 {' '.join(SMALL)}"
-    assert [sorted(line) for line in scores["by_epoch"]] == [["ami_max", "epoch", "reconstruction_error"]] * 2
+    assert [sorted(line) for line in scores["by_epoch"]] == [["ami_max", "epoch", "loss", "reconstruction_error"]] * 2
     assert scores["seconds"] > 0 and scores["weights"] == "float32" and scores["scores"]["test"]["all"]["images"] == 40
     assert [entry["steps"] for entry in scores["by_step"]] == list(rows.STEPS)
     assert {"steps": 2, **scores["scores"]["test"]["all"]} == scores["by_step"][1]

@@ -119,9 +119,9 @@ _GROWTH = (
 _AS_PUBLISHED = ("experiment=rnn_em_shapes",)
 
 
-def _short(name: str, title: str, override: str) -> Row:
-    overrides = (*_AS_PUBLISHED, override, "trainer.max_epochs=10")
-    return Row(f"published_{name}", f"RNN-EM, as published, {title}, 10 epochs", overrides)
+def _on_all_steps(name: str, title: str, epochs: int, *overrides: str) -> Row:
+    overrides = (*_AS_PUBLISHED, "model.loss.step_weights=all", *overrides, f"trainer.max_epochs={epochs}")
+    return Row(f"published_{name}", f"RNN-EM, as published, loss on all steps{title}, {epochs} epochs", overrides)
 
 
 GROUPS = {
@@ -144,9 +144,10 @@ GROUPS = {
             "RNN-EM, as published, noise by step",
             (*_AS_PUBLISHED, "model.noise_by_step=true"),
         ),
-        _short("all_steps", "loss on all steps", "model.loss.step_weights=all"),
-        _short("detached", "no gradients through gamma", "model.differentiate_responsibilities=false"),
-        _short("layer_norm", "layer normalisation", "model.m_step.layer_norm=true"),
+        _on_all_steps("all_steps", "", 10),
+        _on_all_steps("detached", ", no gradients through gamma", 3, "model.differentiate_responsibilities=false"),
+        _on_all_steps("layer_norm", ", layer normalisation", 3, "model.m_step.layer_norm=true"),
+        _on_all_steps("lr_4e-3", ", Adam 4e-3", 3, "optimizer.lr=4e-3"),
     ),
     "published_steps": tuple(
         Row(

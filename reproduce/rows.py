@@ -145,7 +145,7 @@ GROUPS = {
             (*_AS_PUBLISHED, "model.noise_by_step=true"),
         ),
         _on_all_steps("all_steps", "", 10),
-        _on_all_steps("detached", ", no gradients through gamma", 3, "model.differentiate_responsibilities=false"),
+        _on_all_steps("detached", ", no gradients through gamma", 10, "model.differentiate_responsibilities=false"),
         _on_all_steps("layer_norm", ", layer normalisation", 3, "model.m_step.layer_norm=true"),
         _on_all_steps("lr_4e-3", ", Adam 4e-3", 3, "optimizer.lr=4e-3"),
     ),

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nem_lightning.models.grouping import frame_pair
-
 if TYPE_CHECKING:
     from nem_lightning.models.em import NeuralEM
 
@@ -86,12 +84,12 @@ class Unrolled(abc.ABC):
         steps, components, batch, *_ = self.made_for
         self.step_weights = em.loss.weights(steps)
         self.image = image.flatten(1)
-        # what the M-step sees after each step; the last one is not used
-        self.corrupted = [frame_pair(corrupted, min(t + 2, steps))[0].flatten(1) for t in range(steps)]
-        self.sign, negative = 2 * self.image - 1, self.image - 1
+        seen = [frame.flatten(1) for frame in corrupted.unbind(1)]  # one, or one for each step
+        black, later = [frame + self.image - 1 for frame in seen], [min(t + 1, len(seen) - 1) for t in range(steps)]
+        self.corrupted = [seen[t] for t in later]  # what the M-step sees after each step
+        self.sign = 2 * self.image - 1
         self.load(em.m_step, weights)
-        first = corrupted[:, 0].flatten(1)
-        torch.mul(gamma.flatten(2).transpose(0, 1), first - em.initial_mean, out=self.residual[0])
+        torch.mul(gamma.flatten(2).transpose(0, 1), seen[0] - em.initial_mean, out=self.residual[0])
         positive, on, logarithms = [], [], _Logarithms(self.product)
         for t, weight in enumerate(self.step_weights):
             self.m_step(t)  # logits[t], which is s below, holds l now
@@ -104,7 +102,7 @@ class Unrolled(abc.ABC):
             torch.sigmoid(s.mul_(self.sign), out=p)  # s holds the signed logits now
             _sum(p, out=scale).add_(components * em.smoothing).reciprocal_()
             torch.addcmul(torch.mul(scale, em.smoothing, out=self.plane), p, scale, out=gamma)
-            torch.addcmul(self.corrupted[t] + negative, self.sign, p, value=-1, out=missing)
+            torch.addcmul(black[later[t]], self.sign, p, value=-1, out=missing)
             if t + 1 < steps:
                 torch.mul(gamma, missing, out=self.residual[t + 1])
             if weight:  # the second term: log(1 + exp(-|l|)) = -log max(p, 1 - p)

@@ -117,6 +117,7 @@ _GROWTH = (
 """One thing grows: units, training images (as many updates for each), the image, objects and K on images of 40 x 40."""
 
 _AS_PUBLISHED = ("experiment=rnn_em_shapes",)
+_SLOWLY = ("optimizer.lr=1e-3", "trainer.max_epochs=3")
 
 
 def _on_all_steps(name: str, title: str, epochs: int, *overrides: str) -> Row:
@@ -147,7 +148,17 @@ GROUPS = {
         _on_all_steps("all_steps", "", 10),
         _on_all_steps("detached", ", no gradients through gamma", 10, "model.differentiate_responsibilities=false"),
         _on_all_steps("layer_norm", ", layer normalisation", 3, "model.m_step.layer_norm=true"),
-        _on_all_steps("lr_4e-3", ", Adam 4e-3", 3, "optimizer.lr=4e-3"),
+        Row(
+            "from_noise",
+            "RNN-EM, best settings found from noise",
+            (
+                "model=rnn_em",
+                "model.init=noise",
+                "model.m_step.layer_norm=false",
+                "model.corruption.prob=0.1",
+                *_SLOWLY,
+            ),
+        ),
     ),
     "published_steps": tuple(
         Row(

@@ -60,6 +60,10 @@ def training(lines: Lines, score: str, title: str, kmeans: float) -> Figure:
     below.set_yscale("log")
     _finish(above, "epoch", title, kmeans)
     _finish(below, "epoch", "reconstruction error")
+    for axes in (above, below):
+        axes.set_xscale("log")
+        axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+        axes.xaxis.minorticks_off()
     return figure
 
 

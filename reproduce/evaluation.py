@@ -90,10 +90,9 @@ class Run:
             "seconds": scores["seconds"],
             "settings": {name: value for name, value in known.items() if name.startswith(KEPT)},
             "best_epoch": checkpoints.read(self.best_checkpoint)["epoch"] + 1,
-            "by_epoch": self._by_epoch(),
         }
 
-    def _by_epoch(self) -> list[dict[str, float]]:
+    def by_epoch(self) -> list[dict[str, float]]:
         """Give the validation scores after each epoch."""
         curves = report.read(self.folder)
         assert curves is not None
@@ -154,7 +153,7 @@ class Evaluator:
         Raises:
             InputError: as :meth:`Run.facts`, or the scores would replace those of more images or epochs.
         """
-        facts = run.facts()
+        facts = run.facts() | {"by_epoch": run.by_epoch()}
         small = run.best_checkpoint.with_name(shipped.COMPACT)
         facts["weights"] = shipped.compact(run.best_checkpoint, small)
         facts["fingerprint"] = shipped.fingerprint(small)

@@ -117,7 +117,8 @@ _GROWTH = (
 """One thing grows: units, training images (as many updates for each), the image, objects and K on images of 40 x 40."""
 
 _AS_PUBLISHED = ("experiment=rnn_em_shapes",)
-_SLOWLY = ("optimizer.lr=1e-3", "trainer.max_epochs=3")
+_FROM_NOISE = ("model.init=noise", "model.m_step.layer_norm=false", "model.corruption.prob=0.1")
+_FROM_NOISE += ("optimizer.lr=1e-3", "trainer.max_epochs=3")
 
 
 def _on_all_steps(name: str, title: str, epochs: int, *overrides: str) -> Row:
@@ -147,17 +148,7 @@ GROUPS = {
         ),
         _on_all_steps("all_steps", "", 10),
         _on_all_steps("detached", ", gamma detached", 10, "model.differentiate_responsibilities=false"),
-        Row(
-            "from_noise",
-            "RNN-EM, best settings found from noise",
-            (
-                "model=rnn_em",
-                "model.init=noise",
-                "model.m_step.layer_norm=false",
-                "model.corruption.prob=0.1",
-                *_SLOWLY,
-            ),
-        ),
+        Row("from_noise", "RNN-EM, best settings found from noise", ("model=rnn_em", *_FROM_NOISE)),
     ),
     "published_steps": tuple(
         Row(

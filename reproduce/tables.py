@@ -22,6 +22,7 @@ Rows = dict[str, list[dict[str, Any]]]
 """By the row's name, the scores of each seed."""
 Line = dict[str, Any]
 WITH_CURVES = (*GROUPS["trained"], *GROUPS["published"])
+"""The rows whose validation scores are drawn by epoch."""
 SPLITS = {"test": "test", "val": "validation"}
 SUBSETS = {"all": "all", "overlap": "overlapping", "no_overlap": "not overlapping"}
 INTRO = """# Shapes
@@ -82,6 +83,7 @@ def write(results: Path) -> dict[str, Path]:
     by_k = lines_of(rows, lambda row: row.get("other_k", []), ("objects", "num_components"), scores)
     followed = ("log_likelihood", "q", "fell")
     climbs = lines_of(rows, lambda row: row.get("convergence", []), ("variant", "step"), followed)
+    # two epochs, as many as the best settings have, make no curve
     long = {row.name: rows[row.name] for row in WITH_CURVES if row.name in rows and rows[row.name][0]["epochs"] > 2}
     epochs = lines_of(
         long, lambda row: [{"images": row["images"], **line} for line in row.get("by_epoch", [])], ("epoch",), VALIDATED

@@ -176,7 +176,7 @@ def test_the_best_known_settings_are_the_defaults(tmp_path, data_dir):
         assert not em.differentiate_responsibilities
         assert isinstance(em.corruption, BitFlip) and em.corruption.prob == noise
         assert em.loss.step_weights == weights and config.optimizer.lr == rate and config.module.decay
-        assert config.trainer.max_epochs == 2 and em.dark_weight == (4 if name == "rnn_em_accurate" else None)
+        assert config.trainer.max_epochs == 2 and em.dark_weight == (4 if name == "rnn_em_accurate" else 1)
         if name == "nem":
             assert isinstance(em.m_step, GradientMStep) and em.m_step.step_size.shape == (250,)
         else:

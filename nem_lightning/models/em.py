@@ -104,7 +104,8 @@ class NeuralEM(GroupingModel):
         super().__init__(m_step.image_shape, likelihood.binary, num_components, num_steps, num_starts)
         if init not in STARTS:
             raise InputError(f"init={init!r}: must be one of {', '.join(STARTS)}")
-        require_number("dark_weight", 1 if dark_weight is None else dark_weight, minimum=0)
+        dark_weight = 1.0 if dark_weight is None else dark_weight
+        require_number("dark_weight", dark_weight, minimum=0)
         require_number("smoothing", smoothing, minimum=0)
         require_number("initial_mean", initial_mean)
         require_flag("differentiate_responsibilities", differentiate_responsibilities)
@@ -234,8 +235,7 @@ class NeuralEM(GroupingModel):
 
     def energy(self, target: Tensor, iterate: Iterate) -> Tensor:
         """Give :func:`~nem_lightning.models.starts.energy` of an iterate, (B,); infinite instead of NaN."""
-        dark_weight = 1.0 if self.dark_weight is None else self.dark_weight
-        found = energy(self.likelihood, target, iterate.params, iterate.responsibilities, dark_weight)
+        found = energy(self.likelihood, target, iterate.params, iterate.responsibilities, self.dark_weight)
         return found.where(~found.isnan(), torch.inf)
 
     def log_likelihood(self, target: Tensor, params: Tensor, used: Tensor | None = None) -> Tensor:

@@ -167,7 +167,7 @@ def test_published_experiments_hold_the_published_settings(tmp_path, data_dir):
 def test_the_best_known_settings_are_the_defaults(tmp_path, data_dir):
     for name, noise, starts, rate, weights in (
         ("rnn_em", 0.05, 16, 2e-2, "all"),
-        ("rnn_em_accurate", 0.05, 32, 2e-2, "rising"),
+        ("rnn_em_accurate", 0.05, 64, 2e-2, "rising"),
         ("nem", 0.0, 32, 1e-2, "all"),
     ):
         config = composed("train", [f"model={name}"], tmp_path, data_dir)

@@ -2,7 +2,8 @@
 
     python -m reproduce.voc --checkpoint outputs/<run>/checkpoints/best.ckpt      # several: one for each seed
 
-Everything is scored at the checkpoint's resolution and with its K, on the same images. Writes voc.csv, voc.json,
+Checkpoints may be of pixels (data=voc) and of features (data=voc_features); k-means on the same features is compared
+too. Everything is scored at the checkpoints' resolution and with their K, on the same images. Writes voc.csv, voc.json,
 voc.md and voc.png into results/; voc_val.* for ``--split val``, voc_baselines.* without a checkpoint. Needs the
 extra ``reproduce`` (pip install -c constraints.txt -e '.[reproduce]').
 """
@@ -10,30 +11,34 @@ extra ``reproduce`` (pip install -c constraints.txt -e '.[reproduce]').
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from nem_lightning.datamodules import VOCDataModule
+from nem_lightning.datamodules import VOCDataModule, VOCFeaturesDataModule
+from nem_lightning.datamodules.voc_features import STRIDE
 from nem_lightning.errors import InputError, require
-from nem_lightning.models.m_steps import evaluating
+from nem_lightning.models.m_steps import GradientMStep, evaluating
 from nem_lightning.runs.command_line import Place, print_places
 from nem_lightning.scores.base import VOID
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
 from reproduce import voc_output
-from reproduce.voc_baselines import BASELINES, SEEDED, Segmentation
+from reproduce.voc_baselines import BASELINES, SEEDED, Segmentation, colour_k_means
 from reproduce.voc_scores import against_truth, agreement, by_colour, explained_colour, summaries, summary
 
-OURS = "RNN-EM"
+Data = VOCDataModule | VOCFeaturesDataModule
 KINDS = ("class", "instance")
 REFERENCES = ("colour k-means", "position + colour k-means", "compact blocks", "vertical strips")
 SEEDS = (0, 1, 2)  # for the baselines that draw random numbers
 SIZE, COMPONENTS = 64, 3  # used when no checkpoint is given
+COLOURS = 3  # channels of an image; other numbers of channels are features
 
 
 def main() -> None:
@@ -41,7 +46,9 @@ def main() -> None:
     data_dir = Path(os.environ.get("NEM_DATA_DIR", "data"))
     parser = argparse.ArgumentParser(prog="python -m reproduce.voc", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--devkit", type=Path, default=data_dir / "VOCdevkit", help="the folder that holds VOC2012")
-    parser.add_argument("--checkpoint", type=Path, nargs="+", default=[], help="of RNN-EM on VOC, one for each seed")
+    parser.add_argument(
+        "--checkpoint", type=Path, nargs="+", default=[], help="of models trained on VOC or its features, each seed"
+    )
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     arguments = parser.parse_args()
@@ -55,47 +62,45 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
     """Score, print and write the results.
 
     Raises:
-        InputError: a devkit or a checkpoint that cannot be used, checkpoints that differ in K, T or resolution, or a
+        InputError: a devkit or a checkpoint that cannot be used, checkpoints that differ in K or resolution, or a
             folder that cannot be made; raised before anything is scored.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
-    modules = [checkpoints.load_module(path) for path in paths]
-    shape = modules[0].model.image_shape if modules else (3, SIZE, SIZE)
-    k = modules[0].model.num_components if modules else COMPONENTS
-    require(
-        shape[1] == shape[2],
-        f"--checkpoint {paths[0] if paths else None}: takes images of {shape}; VOC's here are squares",
-    )
-    data = VOCDataModule(str(devkit), str(cache_dir), size=shape[1])
-    for path, module in zip(paths, modules, strict=True):
-        module.model.check_images(data.image_shape, data.binary)
-        for name in ("num_components", "num_steps"):
-            first, other = getattr(modules[0].model, name), getattr(module.model, name)
-            require(first == other, f"--checkpoint {path}: {name} is {other}, the first one's {first}; must be equal")
-    data.prepare_data()
-    methods = {OURS: modules} if modules else {}
-    for name, label in BASELINES.items():
-        seeds = SEEDS if name in SEEDED else SEEDS[:1]
-        methods[name] = [GroupingModule(Segmentation(label, shape, k, seed), seed=seed) for seed in seeds]
+    modules = {path: checkpoints.load_module(path) for path in paths}
+    size, k = size_and_components(modules)
+    images, features = VOCDataModule(str(devkit), str(cache_dir), size=size), {}
+    for count in {module.model.image_shape[0] for module in modules.values()} - {COLOURS}:
+        features[count] = VOCFeaturesDataModule(str(devkit), str(cache_dir), size=size, num_features=count)
+    for data in (images, *features.values()):
+        data.prepare_data()
+    methods: dict[str, list[tuple[GroupingModule, Data]]] = {}
+    for module in modules.values():
+        own = features.get(module.model.image_shape[0], images)
+        methods.setdefault(title(module), []).append((module, own))
+    compared = [(name, label, images) for name, label in BASELINES.items()]
+    compared += [(f"k-means, {count} features", colour_k_means, own) for count, own in features.items()]
+    for name, label, own in compared:
+        seeds = SEEDS if name in SEEDED or own is not images else SEEDS[:1]
+        of_seeds = [GroupingModule(Segmentation(label, own.image_shape, k, seed), seed=seed) for seed in seeds]
+        methods[name] = [(module, own) for module in of_seeds]
     groupings = {
-        name: [labels_of(module, data, split, f"{name}, run {i}", console) for i, module in enumerate(of)]
+        name: [labels_of(module, own, split, size, f"{name}, run {i}", console) for i, (module, own) in enumerate(of)]
         for name, of in methods.items()
     }
-    frames, masks = data.load(split), {kind: data.masks(split, kind) for kind in KINDS}
+    frames, masks = images.load(split), {kind: images.masks(split, kind) for kind in KINDS}
     pixels = frames.frames[:, 0].float() / frames.scale
     result = {
         "settings": {
             "split": split,
             "images": len(pixels),
             "with_instance_masks": int((masks["instance"] != VOID).flatten(1).any(1).sum()),
-            "size": shape[1],
+            "size": size,
             "num_components": k,
-            "num_steps": modules[0].model.num_steps if modules else None,
             "baseline_seeds": list(SEEDS),
-            "checkpoints": [describe(path, module) for path, module in zip(paths, modules, strict=True)],
+            "checkpoints": [describe(path, module) for path, module in modules.items()],
         },
         **measured(groupings, pixels, masks),
     }
@@ -105,22 +110,57 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
     print_places([Place(*place) for place in places.items()], console)
 
 
+def size_and_components(modules: Mapping[Path, GroupingModule]) -> tuple[int, int]:
+    """Give the size of the images that checkpoints were trained on, and their K.
+
+    Raises:
+        InputError: images that are not squares, or checkpoints that differ.
+    """
+    found: list[tuple[int, int]] = []
+    for path, module in modules.items():
+        channels, height, width = module.model.image_shape
+        require(height == width, f"--checkpoint {path}: takes images of {module.model.image_shape}; VOC's are squares")
+        found.append((height if channels == COLOURS else height * STRIDE, module.model.num_components))
+        for name, one, first in zip(("image size", "num_components"), found[-1], found[0], strict=True):
+            require(one == first, f"--checkpoint {path}: {name} is {one}, the first one's {first}; must be equal")
+    return found[0] if found else (SIZE, COMPONENTS)
+
+
+def title(module: GroupingModule) -> str:
+    """Give the name of a trained model in the tables."""
+    em = "N-EM" if isinstance(getattr(module.model, "m_step", None), GradientMStep) else "RNN-EM"
+    channels = module.model.image_shape[0]
+    return em if channels == COLOURS else f"{em}, {channels} features"
+
+
 def describe(path: Path, module: GroupingModule) -> dict[str, Any]:
     """Say which checkpoint this is, and how long it was trained."""
     saved = checkpoints.read(path)
-    name = "/".join(path.parts[-3:])  # the run's folder, checkpoints, the file
-    return {"file": name, "epochs": saved["epoch"] + 1, "updates": saved["global_step"], "seed": module.seed}
+    return {
+        "method": title(module),
+        "file": "/".join(path.parts[-3:]),  # the run's folder, checkpoints, the file
+        "epochs": saved["epoch"] + 1,
+        "updates": saved["global_step"],
+        "num_steps": module.model.num_steps,
+        "seed": module.seed,
+    }
 
 
 @torch.no_grad()
-def labels_of(module: GroupingModule, data: VOCDataModule, split: str, title: str, console: Console) -> Tensor:
-    """Group all images, as ``evaluate.py`` does with the run's seed: labels after the last step, (N, H, W)."""
-    batches = track(list(data.eval_dataloader(split)), title, console=console)
+def labels_of(module: GroupingModule, data: Data, split: str, size: int, title: str, console: Console) -> Tensor:
+    """Group all images, as ``evaluate.py`` does with the run's seed: labels after the last step, (N, size, size).
+
+    The responsibilities of feature maps are enlarged to the images' size first, linearly.
+    """
+    batches, found = track(list(data.eval_dataloader(split)), title, console=console), []
     with evaluating(module.model):
-        found = [
-            module.model(batch["frames"], generator=module.generator("test", index))[-1].labels
-            for index, batch in enumerate(batches)
-        ]
+        for index, batch in enumerate(batches):
+            grouping = module.model(batch["frames"], generator=module.generator("test", index))[-1]
+            if grouping.labels.shape[-1] == size:
+                found.append(grouping.labels)
+            else:
+                gamma = F.interpolate(grouping.responsibilities[:, :, 0], (size, size), mode="bilinear")
+                found.append(gamma.argmax(1))
     return torch.cat(found)
 
 

@@ -34,6 +34,8 @@ NOTES = (
     "with one object gets 1 or 0, and 1 for no grouping at all; 2+: images with at least two). Colour R²: the share "
     "of colour variance that the segments explain. Segments used: those with at least 1 % of the pixels.",
     "Agreement is over all pixels but void, background a group like the others; 0 is chance, 1 is the same grouping.",
+    "Features are those of a network that was trained on ImageNet with labels; groupings of feature maps are "
+    "enlarged to the images' size.",
     "± is the standard deviation over runs (checkpoints, or seeds of a baseline), where it is not 0.000.",
 )
 
@@ -83,13 +85,13 @@ def write(result: dict[str, Any], picture: Figure, folder: Path, stem: str) -> d
     places = {name: folder / f"{stem}{suffix}" for name, suffix in kinds.items()}
     settings = result["settings"]
     trained = [
-        f"RNN-EM: `{of['file']}`, seed {of['seed']}, {of['epochs']} epochs, {of['updates']} updates.\n\n"
+        f"{of['method']}: `{of['file']}`, seed {of['seed']}, {of['epochs']} epochs, {of['updates']} updates, "
+        f"T={of['num_steps']}.\n\n"
         for of in settings["checkpoints"]
     ]
     said = (
         f"Images are squashed to squares of {settings['size']} pixels (means over areas; masks by the nearest pixel), "
-        f"colours in [0, 1]. The paper leaves the resolution, K, the number of steps ({settings['num_steps'] or '-'} "
-        "here) and the split open."
+        "colours in [0, 1]. The paper leaves the resolution, K, the number of steps and the split open."
     )
     with atomic_file(places["table"]) as path:
         path.write_text(tables(result) + "".join(trained) + "\n\n".join([said, *NOTES]) + "\n")

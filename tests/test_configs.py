@@ -37,6 +37,7 @@ FEW = [
 
 
 SMALL = {"voc": ["data.size=16", "model.m_step.hidden_size=20"]}
+SMALL["voc_features"] = [*SMALL["voc"], "data.num_features=4"]
 
 
 def files(group: str) -> list[str]:
@@ -53,7 +54,7 @@ def run(tmp_path, data_dir, capsys, monkeypatch):
 
     def train(*overrides: str):
         config = composed("train", [*FEW, *overrides], tmp_path, data_dir)
-        if config.data._target_.endswith("VOCDataModule") and not Path(config.data.devkit).exists():
+        if ".VOC" in config.data._target_ and not Path(config.data.devkit).exists():
             config.data.devkit = str(make_devkit(tmp_path / "voc"))
             config.data.cache_dir = str(tmp_path / "voc")
             config.data.batch_size = 8

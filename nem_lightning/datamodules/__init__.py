@@ -11,6 +11,7 @@ from nem_lightning.datamodules.flying import FlyingShapesDataModule
 from nem_lightning.datamodules.mnist import FlyingMNISTDataModule
 from nem_lightning.datamodules.shapes import ShapesDataModule
 from nem_lightning.datamodules.voc import VOCDataModule
+from nem_lightning.datamodules.voc_features import VOCFeaturesDataModule
 
 __all__ = [
     "BarsDataModule",
@@ -22,4 +23,5 @@ __all__ = [
     "MultiMNISTDataModule",
     "ShapesDataModule",
     "VOCDataModule",
+    "VOCFeaturesDataModule",
 ]

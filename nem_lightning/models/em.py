@@ -58,7 +58,8 @@ class NeuralEM(GroupingModel):
         num_starts: how many times EM starts in tests and pictures, at least 1. For each image, the start with the
             lowest :func:`~nem_lightning.models.starts.energy` after the last step is kept.
         dark_weight: how often a dark pixel of a binary image counts in this energy, at least 0; once by default.
-        init: the first gamma, from :mod:`nem_lightning.models.starts`: "noise", as published, or "bright_regions".
+        init: the first gamma, from :mod:`nem_lightning.models.starts`: "noise", as published, "bright_regions" or
+            "distant_values".
         smoothing: added to each component's probability of a pixel before normalising, at least 0;
             the published code uses 1e-6.
         initial_mean: mu before the first step.
@@ -328,4 +329,11 @@ class NeuralEM(GroupingModel):
             binary or not isinstance(self.corruption, BitFlip),
             "model.corruption: bit flips are for pixels of 0 and 1, but data has real values in [0, 1]; use "
             "MaskedUniform",
+        )
+        pixel = torch.zeros(1, 1, image_shape[0], 1, 1)
+        highest = math.inf if binary else self.likelihood.prob(pixel, pixel).item()
+        require(
+            self.smoothing == 0 or self.smoothing < highest / 100,
+            f"model.smoothing={self.smoothing:g}: swamps the likelihood, whose density is at most {highest:.2g} with "
+            f"{image_shape[0]} channels, so every component would get the same share; must be far smaller, such as 0",
         )

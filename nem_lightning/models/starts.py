@@ -65,7 +65,29 @@ def regions(image: Tensor, draws: Tensor) -> Tensor:
     return gamma.view(batch, len(draws), 1, height, width)
 
 
-STARTS = {"noise": noise, "bright_regions": bright_regions}
+def distant_values(image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw K pixels of distant values, and give each pixel to the nearest: (B, C, H, W) -> (B, K, 1, H, W).
+
+    The pixels are drawn like the centres of k-means++: each with a probability proportional to the squared distance of
+    its value, a point in C dimensions, to the nearest value drawn before. gamma is 1 for the component of the nearest
+    value, and 0 for the others.
+
+    Source: Arthur and Vassilvitskii 2007, section 2.2.
+    """
+    values = image.flatten(2).transpose(1, 2)  # (B, HW, C)
+    nearest, distances = values.new_ones(values.shape[:2]), []
+    for _ in range(num_components):
+        seed = torch.multinomial(nearest + torch.finfo(values.dtype).tiny, 1, generator=generator)  # (B, 1)
+        centre = values.gather(1, seed.unsqueeze(2).expand(-1, -1, values.shape[2]))  # (B, 1, C)
+        distance = (values - centre).square().sum(2)
+        nearest = torch.minimum(nearest, distance) if distances else distance
+        distances.append(distance)
+    owner = torch.stack(distances, 1).argmin(1)  # (B, HW)
+    gamma = F.one_hot(owner, num_components).transpose(1, 2).to(values.dtype)
+    return gamma.reshape(len(image), num_components, 1, *image.shape[2:])
+
+
+STARTS = {"noise": noise, "bright_regions": bright_regions, "distant_values": distant_values}
 
 
 def best_start(

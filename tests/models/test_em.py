@@ -239,6 +239,9 @@ def test_bad_image_shape_and_smoothing():
             em(frames)
         with pytest.raises(InputError, match=rf"frames have shape {shape}"):
             em.training_loss(frames)
+    with pytest.raises(InputError, match=r"smoothing=0.1: swamps the likelihood, whose density is at most 0.16"):
+        NeuralEM(GradientMStep((2, 3, 4), 2), Gaussian(1.0), smoothing=0.1).check_images((2, 3, 4), False)
+    NeuralEM(GradientMStep((2, 3, 4), 2), Gaussian(1.0), smoothing=1e-3).check_images((2, 3, 4), False)
     with pytest.raises(InputError, match="smoothing=-1"):
         small_model("recurrent", True, smoothing=-1)
     with pytest.raises(InputError, match="differentiate_responsibilities=no: must be true or false"):

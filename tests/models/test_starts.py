@@ -14,7 +14,7 @@ from nem_lightning.errors import InputError
 from nem_lightning.models.em import Iterate, NeuralEM
 from nem_lightning.models.likelihoods import Bernoulli, Gaussian
 from nem_lightning.models.m_steps import RecurrentMStep
-from nem_lightning.models.starts import SPREAD, STARTS, bright_regions, energy
+from nem_lightning.models.starts import SPREAD, STARTS, bright_regions, distant_values, energy
 
 
 @given(
@@ -31,7 +31,8 @@ def test_first_responsibilities_are_distributions(seed, name, channels, height, 
     generator = torch.Generator().manual_seed(seed)
     image = (torch.rand(3, channels, height, width, generator=generator) < bright).float()
     gamma = STARTS[name](image, components, generator)
-    assert gamma.shape == (3, components, 1, height, width) and (gamma > 0).all()
+    assert gamma.shape == (3, components, 1, height, width)
+    assert (gamma >= 0).all() and ((gamma > 0).all() or name == "distant_values")
     assert torch.allclose(gamma.sum(1), torch.ones(()))
 
 
@@ -72,6 +73,32 @@ def test_bright_regions_spread_as_said():
     one, other = (4 - 1) ** 2 + (5 - 2) ** 2, (4 - 7) ** 2 + (5 - 10) ** 2
     expected = math.exp((other - one) / (2 * (12 * SPREAD) ** 2))
     assert (gamma[0, 4, 5] / gamma[1, 4, 5]).item() == pytest.approx(expected)
+
+
+def test_distant_values_are_drawn_as_by_k_means_plus_plus():
+    """Of four pixels, the probability of each pair, written out; each pixel belongs to the nearer of the two."""
+    values = torch.tensor([[0.0, 0.0], [0.0, 1.0], [3.0, 0.0], [3.0, 1.5]], dtype=torch.float64)
+    draws = 4000
+    image = values.T.reshape(1, 2, 2, 2).expand(draws, -1, -1, -1)
+    gamma = distant_values(image, 2, torch.Generator().manual_seed(0))
+    assert gamma.shape == (draws, 2, 1, 2, 2) and gamma.unique().tolist() == [0, 1] and (gamma.sum(1) == 1).all()
+    distance = (values.unsqueeze(0) - values.unsqueeze(1)).square().sum(2)
+    expected: dict[tuple[int, ...], float] = {}
+    for one in range(4):
+        for other in range(4):
+            if other != one:
+                owners = tuple((distance[other] < distance[one]).int().tolist())
+                expected[owners] = expected.get(owners, 0) + (distance[one, other] / distance[one].sum()).item() / 4
+    drawn = gamma[:, 1, 0].flatten(1).int().tolist()
+    assert sum(expected.values()) == pytest.approx(1) and {tuple(each) for each in drawn} <= set(expected)
+    for owners, probability in expected.items():
+        share = drawn.count(list(owners)) / draws
+        assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / draws)
+
+
+def test_distant_values_of_an_image_of_one_colour():
+    gamma = distant_values(torch.full((2, 3, 4, 4), 0.5), 3, torch.Generator().manual_seed(0))
+    assert (gamma[:, 0] == 1).all() and (gamma[:, 1:] == 0).all()
 
 
 @pytest.mark.parametrize("dark_weight", [1.0, 4.0])
@@ -196,7 +223,7 @@ def test_where_takes_each_image_from_one_of_the_two():
 
 
 def test_bad_starts():
-    with pytest.raises(InputError, match="init='kmeans': must be one of noise, bright_regions"):
+    with pytest.raises(InputError, match="init='kmeans': must be one of noise, bright_regions, distant_values"):
         NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli(), init="kmeans")
     with pytest.raises(InputError, match="num_starts=0: must be an integer of at least 1"):
         NeuralEM(RecurrentMStep(SHAPE, 2), Bernoulli(), num_starts=0)

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
 from sklearn.metrics import adjusted_mutual_info_score
 
-from nem_lightning.datamodules import VOCDataModule
+from nem_lightning.datamodules import VOCDataModule, VOCFeaturesDataModule
 from nem_lightning.errors import InputError
 from nem_lightning.scores.base import VOID
 from nem_lightning.scores.best_overlap import MeanBestOverlap, mean_best_overlap
@@ -196,6 +196,18 @@ def trained(tmp_path_factory):
     return of, devkit
 
 
+@pytest.fixture(scope="module")
+def of_features(trained):
+    """Give a checkpoint of a model of feature maps, with K = 3 and the image size of the others."""
+    _, devkit = trained
+    m_step = {**M_STEP, "image_shape": [4, 2, 2]}
+    config = {"model": {**MODEL, "m_step": m_step, "smoothing": 0, "num_steps": 3}, "module": MODULE}
+    saved = {checkpoints.KEY: config, "epoch": 4, "global_step": 40}
+    torch.manual_seed(0)
+    torch.save(saved | {"state_dict": checkpoints.build(**config).state_dict()}, devkit.parent / "features.ckpt")
+    return devkit.parent / "features.ckpt"
+
+
 def command(monkeypatch, devkit, out, *arguments) -> None:
     monkeypatch.setenv("NEM_DATA_DIR", str(devkit.parent))
     monkeypatch.setattr("sys.argv", ["voc", "--devkit", str(devkit), "--out", str(out), *map(str, arguments)])
@@ -209,7 +221,8 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     result = json.loads((tmp_path / "voc.json").read_text())
     settings = result["settings"]
     assert settings["images"] == 24 and settings["with_instance_masks"] == 2
-    assert (settings["size"], settings["num_components"], settings["num_steps"]) == (16, 3, 2)
+    assert (settings["size"], settings["num_components"]) == (16, 3)
+    assert [of["num_steps"] for of in settings["checkpoints"]] == [2, 2]
     assert [of["epochs"] for of in settings["checkpoints"]] == [1, 1]
     assert [of["seed"] for of in settings["checkpoints"]] == [0, 1]
     ours = result["scores"]["RNN-EM"]
@@ -228,6 +241,28 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "voc.png").stat().st_size > 10_000
     assert "| SLIC merged |" in (tmp_path / "voc.md").read_text()
     assert "voc.json" in capsys.readouterr().out
+
+
+def test_models_of_pixels_and_of_features_are_compared(trained, of_features, tmp_path, monkeypatch):
+    of, devkit = trained
+    command(monkeypatch, devkit, tmp_path, "--checkpoint", of(3), of_features)
+    result = json.loads((tmp_path / "voc.json").read_text())
+    assert set(result["scores"]) == {"RNN-EM", "RNN-EM, 4 features", *BASELINES, "k-means, 4 features", "true classes"}
+    assert result["scores"]["k-means, 4 features"]["mbo_class"]["runs"] == 3
+    assert [one["method"] for one in result["settings"]["checkpoints"]] == ["RNN-EM", "RNN-EM, 4 features"]
+    assert "\nRNN-EM, 4 features: `" in (tmp_path / "voc.md").read_text()
+
+
+def test_responsibilities_of_feature_maps_are_enlarged(trained, of_features):
+    """Each quarter of an image belongs to the component of its place in the map of 2 x 2."""
+    _, devkit = trained
+    data = VOCFeaturesDataModule(str(devkit), str(devkit.parent / "cache"), size=16, num_features=4)
+    data.prepare_data()
+    module = checkpoints.load_module(of_features)
+    labels = voc.labels_of(module, data, "val", 16, "", Console())
+    batch = next(iter(data.eval_dataloader("val")))
+    small = module.model(batch["frames"], generator=module.generator("test", 0))[-1].labels
+    assert labels.shape == (3, 16, 16) and torch.equal(labels[:, [0, 0, -1, -1], [0, -1, 0, -1]], small.flatten(1))
 
 
 def test_without_a_checkpoint_nothing_else_is_overwritten(trained, tmp_path, monkeypatch):

@@ -89,6 +89,7 @@ def test_a_setting_that_is_refused_takes_no_folder(data, tmp_path, setting):
             ["data=voc", "model.likelihood.binary=true", "model.loss.likelihood.binary=true"],
             "data: has real values in [0, 1], but this model takes pixels of 0 and 1",
         ),
+        (["data=voc", "model.likelihood.sigma=100"], "model.smoothing=1e-06: swamps the likelihood"),
         (["module.decay=no"], "module.decay=no: must be true or false"),
         (["model.fast=yes"], "model.fast=yes: must be auto, true or false"),
         (["model.init=kmeans"], "model.init='kmeans': must be one of noise, bright_regions"),

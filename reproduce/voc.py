@@ -80,8 +80,8 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
     for module in modules.values():
         own = features.get(module.model.image_shape[0], images)
         methods.setdefault(title(module), []).append((module, own))
-    compared = [(name, label, images) for name, label in BASELINES.items()]
-    compared += [(f"k-means, {count} features", colour_k_means, own) for count, own in features.items()]
+    compared = [(f"k-means, {count} features", colour_k_means, own) for count, own in features.items()]
+    compared += [(name, label, images) for name, label in BASELINES.items()]
     for name, label, own in compared:
         seeds = SEEDS if name in SEEDED or own is not images else SEEDS[:1]
         of_seeds = [GroupingModule(Segmentation(label, own.image_shape, k, seed), seed=seed) for seed in seeds]

@@ -44,7 +44,7 @@ class VOCFeaturesDataModule(FramesDataModule[TensorFrames]):
     Raises:
         InputError: a setting out of its range, a package that is missing, or as :class:`VOCDataModule`.
 
-    Source: Liu, Tan 2020, EfficientNet-Lite, for the network; Seitzer et al. 2023 for objects from features.
+    Source: Tan and Le 2019 for the network; Seitzer et al. 2023 for objects from features.
     """
 
     binary = False

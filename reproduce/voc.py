@@ -74,12 +74,13 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
     images, features = VOCDataModule(str(devkit), str(cache_dir), size=size), {}
     for count in {module.model.image_shape[0] for module in modules.values()} - {COLOURS}:
         features[count] = VOCFeaturesDataModule(str(devkit), str(cache_dir), size=size, num_features=count)
-    for data in (images, *features.values()):
-        data.prepare_data()
     methods: dict[str, list[tuple[GroupingModule, Data]]] = {}
     for module in modules.values():
         own = features.get(module.model.image_shape[0], images)
+        module.model.check_images(own.image_shape, own.binary)
         methods.setdefault(title(module), []).append((module, own))
+    for data in (images, *features.values()):
+        data.prepare_data()
     compared = [(f"k-means, {count} features", colour_k_means, own) for count, own in features.items()]
     compared += [(name, label, images) for name, label in BASELINES.items()]
     for name, label, own in compared:

@@ -77,12 +77,12 @@ class VOCFeaturesDataModule(FramesDataModule[TensorFrames]):
         found = {stage: _features(network, self.images.load(stage)) for stage in ("train", "val", "test")}
         axes, scale = _principal_axes(found["train"], self.image_shape[0])
         mean = found["train"].mean((0, 2, 3))
-        projected = {
-            stage: torch.einsum("nchw,cd->ndhw", features - mean[:, None, None], axes) / scale
+        projected: dict[str, Any] = {
+            stage: torch.einsum("nchw,cd->ndhw", features - mean[:, None, None], axes).numpy() / scale
             for stage, features in found.items()
         }
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **{stage: features.numpy() for stage, features in projected.items()})  # type: ignore[arg-type]  # names are free
+            np.savez(file, **projected)
 
     def _cache_path(self) -> Path:
         """Give the cache's path. Its name depends on the images and on the number of features."""

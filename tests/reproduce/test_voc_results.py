@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from conftest import ROOT
 from devkit import make_devkit
 from hypothesis import given
 from hypothesis import strategies as st
@@ -294,6 +295,8 @@ def test_a_checkpoint_of_other_images(trained, tmp_path):
     torch.save(saved, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match=r"--checkpoint .*: takes images of \(3, 6, 5\)"):
         voc.run(devkit, tmp_path, [tmp_path / "other.ckpt"], "test", tmp_path / "out", Console())
+    with pytest.raises(InputError, match=r"this model takes pixels of 0 and 1"):
+        voc.run(devkit, tmp_path, [ROOT / "results/checkpoints/rnn_em_seed0.ckpt"], "test", tmp_path, Console())
 
 
 def test_the_real_subset_by_instance(real_devkit, tmp_path):

@@ -51,7 +51,7 @@ class StillsGraph(nn.Module):
         generator: draws the random numbers, once.
 
     Raises:
-        InputError: a model of another class, or one that chooses K for each image.
+        InputError: a model of another class, one that chooses K for each image, or one with another start.
     """
 
     model: NeuralEM
@@ -62,6 +62,10 @@ class StillsGraph(nn.Module):
         if not isinstance(model, NeuralEM):
             raise InputError(f"{type(model).__name__} cannot be written as ONNX; N-EM and RNN-EM can")
         require(model.choose_up_to is None, "num_components=auto: the graph has a fixed K; give a number")
+        require(
+            model.init in ("noise", "bright_regions"),
+            f"init={model.init}: cannot be written as ONNX; noise and bright_regions can",
+        )
         self.model = model
         starts, components = model.num_starts, model.num_components
         if model.init == "noise":

@@ -13,7 +13,7 @@ from nem_lightning import to_onnx
 from nem_lightning.errors import InputError
 from nem_lightning.models.classical import Chance
 from nem_lightning.models.em import NeuralEM
-from nem_lightning.models.likelihoods import Gaussian
+from nem_lightning.models.likelihoods import Bernoulli, Gaussian
 from nem_lightning.models.m_steps import RecurrentMStep
 from nem_lightning.models.starts import regions
 from nem_lightning.training import checkpoints
@@ -91,6 +91,9 @@ def test_what_cannot_be_written(tmp_path):
     generator = torch.Generator()
     with pytest.raises(InputError, match="Chance cannot be written as ONNX; N-EM and RNN-EM can"):
         to_onnx.StillsGraph(Chance((1, 4, 4), True, 2), generator)
+    other = NeuralEM(RecurrentMStep((1, 4, 4), 2), Bernoulli(), init="distant_values")
+    with pytest.raises(InputError, match="init=distant_values: cannot be written as ONNX; noise and bright_region"):
+        to_onnx.StillsGraph(other, generator)
     with pytest.raises(InputError, match="num_components=auto: the graph has a fixed K"):
         to_onnx.write("shapes", tmp_path / "model.onnx", {"num_components": "auto"})  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="folder does not exist"):

@@ -331,7 +331,7 @@ class NeuralEM(GroupingModel):
             "MaskedUniform",
         )
         pixel = torch.zeros(1, 1, image_shape[0], 1, 1)
-        highest = math.inf if binary else self.likelihood.prob(pixel, pixel).item()
+        highest = math.inf if self.binary else self.likelihood.prob(pixel, pixel).item()
         require(
             self.smoothing == 0 or self.smoothing < highest / 100,
             f"model.smoothing={self.smoothing:g}: swamps the likelihood, whose density is at most {highest:.2g} with "

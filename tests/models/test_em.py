@@ -241,6 +241,8 @@ def test_bad_image_shape_and_smoothing():
             em.training_loss(frames)
     with pytest.raises(InputError, match=r"smoothing=0.1: swamps the likelihood, whose density is at most 0.16"):
         NeuralEM(GradientMStep((2, 3, 4), 2), Gaussian(1.0), smoothing=0.1).check_images((2, 3, 4), False)
+    with pytest.raises(InputError, match=r"smoothing=0.1: swamps the likelihood"):  # also of pixels of 0 and 1
+        NeuralEM(GradientMStep((2, 3, 4), 2), Gaussian(1.0), smoothing=0.1).check_images((2, 3, 4), True)
     NeuralEM(GradientMStep((2, 3, 4), 2), Gaussian(1.0), smoothing=1e-3).check_images((2, 3, 4), False)
     with pytest.raises(InputError, match="smoothing=-1"):
         small_model("recurrent", True, smoothing=-1)

@@ -157,11 +157,8 @@ def labels_of(module: GroupingModule, data: Data, split: str, size: int, title: 
     with evaluating(module.model):
         for index, batch in enumerate(batches):
             grouping = module.model(batch["frames"], generator=module.generator("test", index))[-1]
-            if grouping.labels.shape[-1] == size:
-                found.append(grouping.labels)
-            else:
-                gamma = F.interpolate(grouping.responsibilities[:, :, 0], (size, size), mode="bilinear")
-                found.append(gamma.argmax(1))
+            gamma = F.interpolate(grouping.responsibilities[:, :, 0], (size, size), mode="bilinear")
+            found.append(gamma.argmax(1))
     return torch.cat(found)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -200,11 +201,7 @@ class VOCDataModule(FramesDataModule[TensorFrames]):
     def load(self, stage: str) -> TensorFrames:
         split = _split(stage)
         path = self._cache_path(split, self._names(split))
-        try:
-            with open(path, "rb") as opened, np.load(opened) as file:  # NumPy leaves a damaged file open
-                images, groups = torch.from_numpy(file["images"]), torch.from_numpy(file["groups"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: cannot be read ({error}); delete it to resize the images anew") from error
+        images, groups = read_cache(path, ("images", "groups"), "resize the images")
         size, count = self.image_shape[1], len(self._names(split))
         require(
             images.dtype == groups.dtype == torch.uint8
@@ -214,6 +211,24 @@ class VOCDataModule(FramesDataModule[TensorFrames]):
         )
         chosen = _chosen(stage, len(images))
         return TensorFrames(images[chosen, None], _with_void(groups[chosen])[:, None], scale=255)
+
+
+def read_cache(path: Path, names: Sequence[str], purpose: str) -> list[Tensor]:
+    """Read arrays of a cache, an .npz file.
+
+    Args:
+        path: of the cache.
+        names: of the arrays.
+        purpose: what is done anew without the cache, for the error.
+
+    Raises:
+        InputError: the cache cannot be read.
+    """
+    try:
+        with open(path, "rb") as opened, np.load(opened) as file:  # NumPy leaves a damaged file open
+            return [torch.from_numpy(file[name]) for name in names]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it to {purpose} anew") from error
 
 
 def _with_void(masks: Tensor) -> Tensor:

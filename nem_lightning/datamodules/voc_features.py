@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nem_lightning.datamodules.base import FramesDataModule, TensorFrames
-from nem_lightning.datamodules.voc import VOCDataModule
+from nem_lightning.datamodules.voc import VOCDataModule, read_cache
 from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
 
@@ -75,10 +74,10 @@ class VOCFeaturesDataModule(FramesDataModule[TensorFrames]):
         network = _network()
         log.info("VOC: computing features")
         found = {stage: _features(network, self.images.load(stage)) for stage in ("train", "val", "test")}
-        axes, scale = _principal_axes(found["train"], self.image_shape[0])
-        mean = found["train"].mean((0, 2, 3))
+        mean = found["train"].mean((0, 2, 3))[:, None, None]
+        axes, scale = _principal_axes(found["train"] - mean, self.image_shape[0])
         projected: dict[str, Any] = {
-            stage: torch.einsum("nchw,cd->ndhw", features - mean[:, None, None], axes).numpy() / scale
+            stage: torch.einsum("nchw,cd->ndhw", features - mean, axes).numpy() / scale
             for stage, features in found.items()
         }
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
@@ -91,12 +90,8 @@ class VOCFeaturesDataModule(FramesDataModule[TensorFrames]):
         return self.images.cache_dir / f"voc2012_{self.image_shape[0]}_features_{digest}.npz"
 
     def load(self, stage: str) -> TensorFrames:
-        path, every = self._cache_path(), slice(STRIDE // 2, None, STRIDE)
-        try:
-            with open(path, "rb") as opened, np.load(opened) as file:
-                features = torch.from_numpy(file[stage])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: cannot be read ({error}); delete it to compute the features anew") from error
+        (features,) = read_cache(self._cache_path(), [stage], "compute the features")
+        every = slice(STRIDE // 2, None, STRIDE)
         return TensorFrames(features[:, None], self.images.load(stage).groups[..., every, every])
 
 
@@ -133,8 +128,10 @@ def _features(network: Any, images: TensorFrames) -> Tensor:
 
 
 def _principal_axes(features: Tensor, count: int) -> tuple[Tensor, float]:
-    """Give the first principal axes of features (N, C, H, W), (C, count), and the root of their mean variance."""
+    """Give the first principal axes, (C, count), and the root of their mean variance.
+
+    ``features`` are (N, C, H, W), of mean 0.
+    """
     points = features.transpose(0, 1).flatten(1)  # (C, NHW)
-    points = points - points.mean(1, keepdim=True)
     variances, axes = torch.linalg.eigh(points @ points.T / points.shape[1])  # in ascending order
     return axes.flip(1)[:, :count], float(variances[-count:].mean().sqrt())

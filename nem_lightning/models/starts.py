@@ -51,17 +51,18 @@ def regions(image: Tensor, draws: Tensor) -> Tensor:
     tiny = 1e-9  # an image may be black, or have fewer bright pixels than there are components
     like = {"dtype": image.dtype, "device": image.device}
     rows, columns = torch.arange(height, **like), torch.arange(width, **like)
-    brightness = image.mean(1).flatten(1).clamp_min(0) + tiny
-    nearest, distances = torch.ones_like(brightness), []
-    for draw in draws:
+    brightness, remaining = image.mean(1).flatten(1).clamp_min(0) + tiny, iter(draws)
+
+    def pick(nearest: Tensor) -> Tensor:
         upto = (brightness * (nearest + tiny)).cumsum(1, dtype=torch.float64)  # faster than multinomial
-        seed = (upto <= draw * upto[:, -1:]).sum(1, keepdim=True).clamp_max(height * width - 1)  # (B, 1)
+        return (upto <= next(remaining) * upto[:, -1:]).sum(1, keepdim=True).clamp_max(height * width - 1)
+
+    def distance_to(seed: Tensor) -> Tensor:
         down, across = (rows - seed // width).square(), (columns - seed % width).square()  # (B, H), (B, W)
-        distance = (down.unsqueeze(2) + across.unsqueeze(1)).flatten(1)  # (B, HW)
-        nearest = torch.minimum(nearest, distance) if distances else distance
-        distances.append(distance)
+        return (down.unsqueeze(2) + across.unsqueeze(1)).flatten(1)
+
     spread = SPREAD * max(height, width)
-    gamma = (torch.stack(distances, 1) / (-2 * spread**2)).softmax(1)
+    gamma = (_far_apart(pick, distance_to, torch.ones_like(brightness), len(draws)) / (-2 * spread**2)).softmax(1)
     return gamma.view(batch, len(draws), 1, height, width)
 
 
@@ -75,16 +76,37 @@ def distant_values(image: Tensor, num_components: int, generator: torch.Generato
     Source: Arthur and Vassilvitskii 2007, section 2.2.
     """
     values = image.flatten(2).transpose(1, 2)  # (B, HW, C)
-    nearest, distances = values.new_ones(values.shape[:2]), []
-    for _ in range(num_components):
-        seed = torch.multinomial(nearest + torch.finfo(values.dtype).tiny, 1, generator=generator)  # (B, 1)
+
+    def pick(nearest: Tensor) -> Tensor:
+        return torch.multinomial(nearest + torch.finfo(values.dtype).tiny, 1, generator=generator)
+
+    def distance_to(seed: Tensor) -> Tensor:
         centre = values.gather(1, seed.unsqueeze(2).expand(-1, -1, values.shape[2]))  # (B, 1, C)
-        distance = (values - centre).square().sum(2)
+        return (values - centre).square().sum(2)
+
+    distances = _far_apart(pick, distance_to, values.new_ones(values.shape[:2]), num_components)
+    gamma = F.one_hot(distances.argmin(1), num_components).transpose(1, 2).to(values.dtype)
+    return gamma.reshape(len(image), num_components, 1, *image.shape[2:])
+
+
+def _far_apart(
+    pick: Callable[[Tensor], Tensor], distance_to: Callable[[Tensor], Tensor], nearest: Tensor, count: int
+) -> Tensor:
+    """Draw pixels in the order of k-means++, and give the squared distance of every pixel to each, (B, count, HW).
+
+    Args:
+        pick: draws a pixel of each image, (B, 1), for the squared distances to the nearest pixel drawn before, which
+            are (B, HW).
+        distance_to: gives the squared distances to such a pixel, (B, HW).
+        nearest: what ``pick`` gets for the first pixel.
+        count: how many pixels to draw.
+    """
+    distances: list[Tensor] = []
+    for _ in range(count):
+        distance = distance_to(pick(nearest))
         nearest = torch.minimum(nearest, distance) if distances else distance
         distances.append(distance)
-    owner = torch.stack(distances, 1).argmin(1)  # (B, HW)
-    gamma = F.one_hot(owner, num_components).transpose(1, 2).to(values.dtype)
-    return gamma.reshape(len(image), num_components, 1, *image.shape[2:])
+    return torch.stack(distances, 1)
 
 
 STARTS = {"noise": noise, "bright_regions": bright_regions, "distant_values": distant_values}

@@ -3,6 +3,7 @@
 Shapes: B images, F frames, K components, T steps, C channels, H by W pixels, D state size.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +56,9 @@ class NeuralEM(GroupingModel):
             the same noise. The frames of a sequence always have noise of their own.
         num_components: K, at least 1.
         num_steps: T, at least 1.
+        iterations_per_step: how many iterations of M-step and E-step a step has, at least 1. All of them see the same
+            frame and explain the same frame, and the loss of a step is their mean. Several help on sequences. On
+            stills, more steps do the same.
         num_starts: how many times EM starts in tests and pictures, at least 1. For each image, the start with the
             lowest :func:`~nem_lightning.models.starts.energy` after the last step is kept.
         dark_weight: how often a dark pixel of a binary image counts in this energy, at least 0; once by default.
@@ -92,6 +96,7 @@ class NeuralEM(GroupingModel):
         *,
         num_components: int = 3,
         num_steps: int = 10,
+        iterations_per_step: int = 1,
         num_starts: int = 1,
         dark_weight: float | None = None,
         init: str = "noise",
@@ -106,6 +111,7 @@ class NeuralEM(GroupingModel):
         if init not in STARTS:
             raise InputError(f"init={init!r}: must be one of {', '.join(STARTS)}")
         dark_weight = 1.0 if dark_weight is None else dark_weight
+        require_count("iterations_per_step", iterations_per_step)
         require_number("dark_weight", dark_weight, minimum=0)
         require_number("smoothing", smoothing, minimum=0)
         require_number("initial_mean", initial_mean)
@@ -124,6 +130,7 @@ class NeuralEM(GroupingModel):
         self.likelihood = likelihood
         self.loss = loss
         self.corruption = corruption
+        self.iterations_per_step = iterations_per_step
         self.dark_weight = dark_weight
         self.init = init
         self.smoothing = smoothing
@@ -146,13 +153,17 @@ class NeuralEM(GroupingModel):
     ) -> Iterator[Iterate]:
         """Yield the iterates after steps 1 to T, for each image from its best start."""
         best = self.best_start(frames, num_components, num_steps, num_starts, generator)
-        yield from self.steps(best, frames, frames, num_steps)
+        yield from self._after_each_step(self.steps(best, frames, frames, num_steps))
 
     def unroll_choosing(
         self, frames: Tensor, most: int, num_steps: int, num_starts: int, generator: torch.Generator | None
     ) -> Iterator[Iterate]:
         """Choose K for each image: :func:`~nem_lightning.models.num_components.unroll_choosing`."""
-        return unroll_choosing(self, frames, most, num_steps, num_starts, generator)
+        return self._after_each_step(unroll_choosing(self, frames, most, num_steps, num_starts, generator))
+
+    def _after_each_step(self, iterates: Iterator[Iterate]) -> Iterator[Iterate]:
+        """Leave out the iterates inside a step."""
+        return itertools.islice(iterates, self.iterations_per_step - 1, None, self.iterations_per_step)
 
     def best_start(
         self,
@@ -174,10 +185,14 @@ class NeuralEM(GroupingModel):
     def steps(
         self, iterate: Iterate, corrupted: Tensor, frames: Tensor, num_steps: int, *, detach: bool | None = None
     ) -> Iterator[Iterate]:
-        """Take T steps of EM from an iterate. ``corrupted`` and ``frames`` are (B, F, C, H, W)."""
+        """Take T steps of EM from an iterate, and yield the iterate after each iteration.
+
+        ``corrupted`` and ``frames`` are (B, F, C, H, W).
+        """
         for t in range(1, num_steps + 1):
-            iterate = self.step(iterate, frame_pair(corrupted, t)[0], frame_pair(frames, t)[1], detach=detach)
-            yield iterate
+            for _ in range(self.iterations_per_step):
+                iterate = self.step(iterate, frame_pair(corrupted, t)[0], frame_pair(frames, t)[1], detach=detach)
+                yield iterate
 
     def start(self, image: Tensor, num_components: int, generator: torch.Generator | None = None) -> Iterate:
         """Give the iterate before the first step: theta = 0, mu = initial_mean (also as ``params``), the first gamma.
@@ -199,7 +214,7 @@ class NeuralEM(GroupingModel):
         return STARTS[self.init](image, num_components, generator)
 
     def step(self, iterate: Iterate, corrupted: Tensor, target: Tensor, *, detach: bool | None = None) -> Iterate:
-        """Take one step of EM: the M-step, then the E-step.
+        """Take one iteration of EM: the M-step, then the E-step.
 
         Args:
             iterate: the state of EM.
@@ -287,7 +302,7 @@ class NeuralEM(GroupingModel):
     def training_loss(
         self, frames: Tensor, *, epoch: int = 0, generator: torch.Generator | None = None
     ) -> TrainingLoss:
-        """Unroll T steps from one start on corrupted frames, and give equation 5.
+        """Unroll T steps from one start on corrupted frames, and give equation 5, the mean over iterations.
 
         Raises:
             InputError: frames that do not fit, or ``fast`` is true and the fast path does not apply.
@@ -301,7 +316,9 @@ class NeuralEM(GroupingModel):
             return TrainingLoss(found.total, lambda: self.explain(target, found.state, found.params, detach=True))
         start = self.start(frames[:, 0], self.num_components, generator)
         trajectory = list(self.steps(start, corrupted, frames, self.num_steps, detach=detach))
-        return TrainingLoss(self.loss(frames, trajectory), lambda: trajectory[-1])
+        every = self.iterations_per_step
+        by_iteration = [self.loss(frames, trajectory[first::every]) for first in range(every)]
+        return TrainingLoss(torch.stack(by_iteration).mean(), lambda: trajectory[-1])
 
     def corrupt(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Add noise to frames (B, F, C, H, W). If noise is drawn by step, a still becomes T + 1 frames."""

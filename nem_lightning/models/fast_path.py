@@ -126,6 +126,8 @@ def _reason_of_structure(em: "NeuralEM") -> str | None:
         return "the model has further weights"
     if STARTS.get(em.init) not in (noise, bright_regions):
         return f"init={em.init} is not known to it"
+    if em.iterations_per_step != 1:
+        return f"a step has {em.iterations_per_step} iterations"
     if type(em.loss) is not NeuralEMLoss:
         return f"the loss is {type(em.loss).__name__}"
     for part in (em.likelihood, em.loss.likelihood):

@@ -63,9 +63,11 @@ def roll_out(
     iterate, seen = deque(steps, maxlen=1).pop(), frames[:, num_steps]
     assert isinstance(iterate, Iterate)
     for _ in range(horizon):
-        residual = iterate.responsibilities * (seen.unsqueeze(1) - iterate.mean)
-        state, params = em.m_step(residual, iterate.state)
-        unseen = replace(iterate, mean=em.likelihood.mean(params), state=state, params=params)
-        seen = prediction(em, unseen)
-        iterate = em.explain(seen, state, params)
+        before = seen
+        for _ in range(em.iterations_per_step):
+            residual = iterate.responsibilities * (before.unsqueeze(1) - iterate.mean)
+            state, params = em.m_step(residual, iterate.state)
+            unseen = replace(iterate, mean=em.likelihood.mean(params), state=state, params=params)
+            seen = prediction(em, unseen)
+            iterate = em.explain(seen, state, params)
         yield seen

@@ -26,6 +26,23 @@ def test_predictions_take_the_place_of_frames():
     assert all(map(torch.equal, found, again))
 
 
+def test_all_iterations_of_a_step_see_the_same_frame():
+    em, frames = tiny_model(), TinySequences(num_frames=4).load("test").frames[:3].float()
+    em.eval().iterations_per_step = 2
+    with torch.no_grad():
+        *_, iterate = em.groupings(frames, num_steps=3, generator=torch.Generator().manual_seed(0))
+    seen = frames[:, 3]
+    for found in roll_out(em, frames, num_steps=3, horizon=2, generator=torch.Generator().manual_seed(0)):
+        expected = seen
+        for _ in range(2):
+            assert isinstance(iterate, Iterate)
+            with torch.no_grad():
+                expected = prediction(em, em.step(iterate, seen, expected))
+                iterate = em.step(iterate, seen, expected)
+        assert torch.equal(found, expected)
+        seen = found
+
+
 def test_bad_input():
     em, frames = tiny_model(), TinySequences().load("test").frames[:2].float()
     with pytest.raises(InputError, match="still images cannot be rolled out"):

@@ -106,3 +106,37 @@ def test_groups_of_a_step_are_those_of_the_frame_that_it_explains():
     groups = torch.arange(2 * 4).view(2, 4, 1, 1).expand(2, 4, 3, 3)
     assert [groups_of_step(groups, t)[:, 0, 0].tolist() for t in (1, 2, 3)] == [[1, 5], [2, 6], [3, 7]]
     assert [groups_of_step(groups[:, :1], t)[:, 0, 0].tolist() for t in (1, 3)] == [[0, 4], [0, 4]]
+
+
+@pytest.mark.parametrize("num_frames", [1, T + 1])
+def test_iterations_of_a_step_see_and_explain_the_same_frame(num_frames):
+    """A step gives its last iterate, and its loss is the mean over its iterations."""
+    em, frames = model(True, iterations_per_step=2), sequences(2, num_frames, True)
+    iterate, expected, after_steps = em.start(frames[:, 0], 3, draws()), frames.new_zeros(()), []
+    for t, weight in enumerate((1, 2, 4), start=1):
+        seen, target = frame_pair(frames, t)
+        for _ in range(2):
+            iterate = em.step(iterate, seen, target)
+            expected = expected + weight / 2 * em.loss.of_step(target, iterate).total
+        after_steps.append(iterate)
+    assert torch.allclose(em.training_loss(frames, generator=draws()).total, expected)
+    for found, iterate in zip(em(frames, generator=draws()), after_steps, strict=True):
+        assert_equal(found, iterate)
+
+
+def test_iterations_of_a_step_are_further_steps_on_a_still():
+    """Also if K is chosen for each image, and if the best start is."""
+    image = sequences(2, 1, True)
+    twice, once = model(True, iterations_per_step=2), model(True)
+    for choose in (None, 3):
+        twice.choose_up_to = once.choose_up_to = choose
+        found = twice(image, num_starts=3, generator=draws())
+        steps = once(image, num_starts=3, num_steps=2 * T, generator=draws())
+        for one, other in zip(found, steps[1::2], strict=True):
+            assert_equal(one, other)
+
+
+def test_the_fast_path_refuses_several_iterations():
+    em = model(True, iterations_per_step=2, fast=True)
+    with pytest.raises(InputError, match=r"^fast=true: .* because a step has 2 iterations$"):
+        em.training_loss(sequences(2, 1, True))

@@ -1,4 +1,4 @@
-"""What a perfect tracker would score on flying shapes: ``python -m reproduce.perfect_tracker``.
+"""Say what a perfect tracker would score on flying shapes.
 
 Its components know the true shapes, but not for certain where they will be in the next frame. This bounds what a model
 can reach that does not know how fast objects move.
@@ -59,7 +59,9 @@ def score(known: Tensor, groups: Tensor, spread: int) -> float:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduce.perfect_tracker", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--objects", type=int, default=3, help="in each sequence (default: 3)")
     arguments = parser.parse_args()
     try:

@@ -49,6 +49,7 @@ _DENSE = ("m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5
 _CONV = ("m_step/network=conv_shapes", "model.m_step.hidden_size=100", "optimizer.lr=3e-3", "model.num_starts=1")
 _CONV += ("trainer.max_epochs=1", "trainer.limit_train_batches=150")  # half an hour on one core
 _ITERATIONS = "experiment=flying_shapes_dense"
+_SPRITES = "experiment=flying_shapes_sprites"
 _FIVE = ("data=flying_shapes", "data.num_objects=5", "model.num_components=5")
 
 
@@ -169,11 +170,13 @@ GROUPS = {
         _flying(
             "flying_shapes_3_iterations", "dense, 4 iterations a frame", "data=flying_shapes", _ITERATIONS, steps=5
         ),
+        _flying("flying_shapes_3_sprites", "gated, sprites", "data=flying_shapes", _SPRITES, steps=10),
         _flying("flying_shapes_3_plain", "plain network", "data=flying_shapes"),
         _flying("flying_shapes_3_conv", "convolutions, one start", "data=flying_shapes", *_CONV),
         _flying("flying_shapes_3_K1", "dense network", "data=flying_shapes", "model.num_components=1", *_DENSE),
         _flying("flying_shapes_5", "dense network", *_FIVE, *_DENSE),
         _flying("flying_shapes_5_iterations", "dense, 4 iterations a frame", *_FIVE, _ITERATIONS, steps=5),
+        _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, steps=10),
         _flying("flying_shapes_5_plain", "plain network", *_FIVE),
         _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
         _flying("flying_mnist_2", "dense network", "data=flying_mnist", "model.num_components=2", *_DENSE),

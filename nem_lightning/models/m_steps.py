@@ -90,7 +90,47 @@ class GradientMStep(MStep):
         return (torch.sigmoid(state) @ self.weight.T).unflatten(-1, self.image_shape)
 
 
-class RecurrentMStep(MStep):
+class _NetworkMStep(MStep):
+    """An encoder, recurrent units and a decoder. A subclass gives the units' :meth:`next_state`."""
+
+    def __init__(self, image_shape: Sequence[int], hidden_size: int, encoder: nn.Module | None) -> None:
+        super().__init__()
+        self.image_shape = checked_shape(image_shape)
+        require_count("hidden_size", hidden_size)
+        self.state_size = hidden_size
+        self.encoder = encoder if encoder is not None else nn.Flatten()
+
+    def _count_features(self) -> int:
+        return _output_of(self.encoder, torch.zeros(1, *self.image_shape)).flatten(1).shape[1]
+
+    def _set_decoder(self, decoder: nn.Module | None) -> None:
+        """Take a decoder, by default one linear layer (Glorot uniform)."""
+        if decoder is None:
+            linear = nn.Linear(self.state_size, math.prod(self.image_shape))
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            decoder = nn.Sequential(linear, nn.Unflatten(1, self.image_shape))
+        self.decoder = decoder
+        decoded = tuple(_output_of(self.decoder, torch.zeros(1, self.state_size)).shape[1:])
+        require(
+            decoded == self.image_shape,
+            f"decoder: gives images of shape {decoded}, must give image_shape={self.image_shape}",
+        )
+
+    def next_state(self, features: Tensor, state: Tensor) -> Tensor:
+        """Give theta': (N, F), (N, D) -> (N, D)."""
+        raise NotImplementedError
+
+    def forward(self, residual: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the step: (B, K, C, H, W), (B, K, D) -> new state (B, K, D), params (B, K, C, H, W)."""
+        features = self.encoder(residual.flatten(0, 1)).flatten(1)  # (B*K, F)
+        state = self.next_state(features, state.flatten(0, 1))  # (B*K, D)
+        params = self.decoder(state)  # (B*K, C, H, W)
+        batch_and_components = residual.shape[:2]
+        return state.unflatten(0, batch_and_components), params.unflatten(0, batch_and_components)
+
+
+class RecurrentMStep(_NetworkMStep):
     """RNN-EM: a recurrent network in place of the gradient step.
 
         theta' = activation(norm(U encoder(residual) + V theta + b)),      params = decoder(theta').
@@ -121,30 +161,15 @@ class RecurrentMStep(MStep):
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self.image_shape = checked_shape(image_shape)
-        require_count("hidden_size", hidden_size)
+        super().__init__(image_shape, hidden_size, encoder)
         require_activation(activation)
         require_flag("layer_norm", layer_norm)
-        self.state_size = hidden_size
         self.activation = activation
-        self.encoder = encoder if encoder is not None else nn.Flatten()
-        features = _output_of(self.encoder, torch.zeros(1, *self.image_shape)).flatten(1).shape[1]
-        self.input_layer = nn.Linear(features, hidden_size)  # U, b
+        self.input_layer = nn.Linear(self._count_features(), hidden_size)  # U, b
         self.recurrent_layer = nn.Linear(hidden_size, hidden_size, bias=False)  # V
         self.norm: nn.Module = nn.LayerNorm(hidden_size) if layer_norm else nn.Identity()
         self._init_as_one_kernel()
-        if decoder is None:
-            linear = nn.Linear(hidden_size, math.prod(self.image_shape))
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-            decoder = nn.Sequential(linear, nn.Unflatten(1, self.image_shape))
-        self.decoder = decoder
-        decoded = tuple(_output_of(self.decoder, torch.zeros(1, hidden_size)).shape[1:])
-        require(
-            decoded == self.image_shape,
-            f"decoder: gives images of shape {decoded}, must give image_shape={self.image_shape}",
-        )
+        self._set_decoder(decoder)
 
     def _init_as_one_kernel(self) -> None:
         """Initialise U and V as one kernel [input; state] -> state (Glorot uniform), like the authors; bias 0."""
@@ -154,14 +179,54 @@ class RecurrentMStep(MStep):
         nn.init.uniform_(self.recurrent_layer.weight, -bound, bound)
         nn.init.zeros_(self.input_layer.bias)
 
-    def forward(self, residual: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the step: (B, K, C, H, W), (B, K, D) -> new state (B, K, D), params (B, K, C, H, W)."""
-        features = self.encoder(residual.flatten(0, 1)).flatten(1)  # (B*K, F)
-        state = self.input_layer(features) + self.recurrent_layer(state.flatten(0, 1))  # (B*K, D)
-        state = ACTIVATIONS[self.activation](self.norm(state))
-        params = self.decoder(state)  # (B*K, C, H, W)
-        batch_and_components = residual.shape[:2]
-        return state.unflatten(0, batch_and_components), params.unflatten(0, batch_and_components)
+    def next_state(self, features: Tensor, state: Tensor) -> Tensor:
+        """Give theta': (N, F), (N, D) -> (N, D)."""
+        units = self.input_layer(features) + self.recurrent_layer(state)
+        return ACTIVATIONS[self.activation](self.norm(units))
+
+
+class GatedMStep(_NetworkMStep):
+    """RNN-EM with gated recurrent units, which remember longer: for objects that move.
+
+        a = norm(U encoder(residual) + b),      c = norm(V theta + d),
+        z = sigmoid(a_z + c_z),      r = sigmoid(a_r + c_r),      n = tanh(a_n + r c_n),
+        theta' = z theta + (1 - z) n,      params = decoder(theta').
+
+    a and c have 3 D numbers, D each for z, r and n; each norm is a layer normalisation over all of them.
+
+    Args:
+        image_shape: (C, H, W).
+        hidden_size: D, the number of recurrent units.
+        encoder: as of :class:`RecurrentMStep`.
+        decoder: as of :class:`RecurrentMStep`.
+
+    Raises:
+        InputError: a size below 1, or a decoder whose output is not of ``image_shape``.
+
+    Source: Cho et al. 2014, the form in which the reset gate r acts on V theta; layer normalisation of Ba et al. 2016.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        hidden_size: int = 64,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__(image_shape, hidden_size, encoder)
+        self.input_layer = nn.Linear(self._count_features(), 3 * hidden_size)  # U, b
+        self.recurrent_layer = nn.Linear(hidden_size, 3 * hidden_size)  # V, d
+        self.input_norm = nn.LayerNorm(3 * hidden_size)
+        self.recurrent_norm = nn.LayerNorm(3 * hidden_size)
+        self._set_decoder(decoder)
+
+    def next_state(self, features: Tensor, state: Tensor) -> Tensor:
+        """Give theta': (N, F), (N, D) -> (N, D)."""
+        a_z, a_r, a_n = self.input_norm(self.input_layer(features)).chunk(3, 1)
+        c_z, c_r, c_n = self.recurrent_norm(self.recurrent_layer(state)).chunk(3, 1)
+        keep = torch.sigmoid(a_z + c_z)
+        candidate = torch.tanh(a_n + torch.sigmoid(a_r + c_r) * c_n)
+        return keep * state + (1 - keep) * candidate
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nem_lightning.errors import require, require_count, require_flag
 from nem_lightning.models.grouping import checked_shape
@@ -122,6 +123,88 @@ class ConvDecoder(nn.Sequential):
             layers += [nn.Upsample(scale_factor=2), nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(before, after, 4)]
             layers += [nn.GroupNorm(1, after), nn.ReLU()]
         super().__init__(*layers[:-2])  # the last convolution is linear
+
+
+class SpriteDecoder(nn.Module):
+    """Draws one object of any look at a place that may be uncertain: (N, D) -> (N, C, H, W).
+
+    A network gives a patch of p by p pixels, with values m in [0, 1], and two distributions: the row and the column of
+    the patch's upper left corner. The image is the patch's expected value over all places,
+
+        mean[c, i, j] = sum_(u, v) row(u) column(v) m[c, i - u, j - v],
+
+    and 0 if no place reaches a pixel. So a component cannot show two objects that are further apart than a patch:
+    with half of its probability at each, it would show both half as bright.
+
+    Args:
+        image_shape: (C, H, W).
+        state_size: D, at least 1.
+        patch_size: p, at least 1 and at most H and W. The largest object must fit in.
+        features: of the network's first layer (ReLU units with layer normalisation), at least 1.
+        binary: whether the output is logits, of means squeezed to [``EDGE``, 1 - ``EDGE``]; or the means.
+
+    Raises:
+        InputError: a number out of its range, or a flag that is not true or false.
+
+    Source: after the flexible sprites of Jojic and Frey 2001, whose places are also discrete random variables.
+    """
+
+    EDGE = 1e-4
+
+    row_places: Tensor
+    column_places: Tensor
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        state_size: int,
+        patch_size: int = 12,
+        features: int = 256,
+        binary: bool = True,
+    ) -> None:
+        super().__init__()
+        channels, height, width = checked_shape(image_shape)
+        for name, count in (("state_size", state_size), ("patch_size", patch_size), ("features", features)):
+            require_count(name, count)
+        require_flag("binary", binary)
+        require(
+            patch_size <= min(height, width),
+            f"patch_size={patch_size}: must be at most the height and the width of image_shape={list(image_shape)}",
+        )
+        self.patch_shape = (channels, patch_size, patch_size)
+        self.counts = (height - patch_size + 1, width - patch_size + 1)
+        self.binary = binary
+        self.features = nn.Sequential(nn.Linear(state_size, features), nn.LayerNorm(features), nn.ReLU())
+        self.place = nn.Linear(features, sum(self.counts))
+        self.patch = nn.Linear(features, math.prod(self.patch_shape))
+        self.register_buffer("row_places", _places(height, patch_size), persistent=False)
+        self.register_buffer("column_places", _places(width, patch_size), persistent=False)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Draw: (N, D) -> (N, C, H, W)."""
+        features = self.features(state)
+        rows, columns = self.place(features).float().split(self.counts, 1)
+        patch = self.patch(features).float().sigmoid().unflatten(1, self.patch_shape)  # (N, C, p, p)
+        with torch.autocast(state.device.type, enabled=False):  # half precision would give means above 1
+            down = _spread(rows, self.row_places)  # (N, 1, H, p)
+            across = _spread(columns, self.column_places)  # (N, 1, W, p)
+            mean = (down @ patch @ across.transpose(2, 3)).clamp(0, 1)
+        return torch.logit(self.EDGE + (1 - 2 * self.EDGE) * mean) if self.binary else mean
+
+
+def _places(side: int, patch_size: int) -> Tensor:
+    """Give which place of a patch puts each of its rows at each row of the image; one past the last if none does.
+
+    (side, patch_size) integers.
+    """
+    place = torch.arange(side).unsqueeze(1) - torch.arange(patch_size)
+    count = side - patch_size + 1
+    return place.where((place >= 0) & (place < count), count)
+
+
+def _spread(logits: Tensor, places: Tensor) -> Tensor:
+    """Give the matrix that averages a patch over its places: (N, count) -> (N, 1, side, patch_size)."""
+    return nn.functional.pad(logits.softmax(1), (0, 1))[:, places].unsqueeze(1)
 
 
 def _smallest(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nem_lightning.models.grouping import Grouping, GroupingModel
     from nem_lightning.models.likelihoods import Bernoulli, Gaussian
     from nem_lightning.models.losses import NeuralEMLoss
-    from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
+    from nem_lightning.models.m_steps import GatedMStep, GradientMStep, RecurrentMStep
     from nem_lightning.models.reconstruction_clustering import ReconstructionClustering
     from nem_lightning.models.slot_attention import SlotAttention
     from nem_lightning.models.tagger import Tagger
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Bernoulli",
+    "GatedMStep",
     "Gaussian",
     "GradientMStep",
     "Grouping",
@@ -42,6 +43,7 @@ _PLACES = {
     "Bernoulli": "models.likelihoods",
     "Gaussian": "models.likelihoods",
     "NeuralEMLoss": "models.losses",
+    "GatedMStep": "models.m_steps",
     "GradientMStep": "models.m_steps",
     "RecurrentMStep": "models.m_steps",
     "ReconstructionClustering": "models.reconstruction_clustering",

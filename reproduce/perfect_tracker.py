@@ -1,59 +1,92 @@
-"""Say what a perfect tracker would score on flying shapes.
+"""Say what a perfect tracker would score on flying shapes that remembers a few frames.
 
-Its components know the true shapes, but not for certain where they will be in the next frame. This bounds what a model
-can reach that does not know how fast objects move.
+Its components know the true shapes, and where each of them was in the last frames, so also how fast it may be. This
+bounds what a model can reach that remembers as many frames.
 """
 
 import argparse
+import functools
 import os
 import sys
+from collections.abc import Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from nem_lightning.datamodules import FlyingShapesDataModule
-from nem_lightning.datamodules.flying import Trajectories, render
+from nem_lightning.datamodules.flying import UNIT, Trajectories, fly
 from nem_lightning.errors import InputError
 from nem_lightning.scores.mutual_information import AdjustedMutualInformation
 
 SEQUENCES = 1024
 """Of the test set, the first ones."""
-CASES = {
-    "the next frame": (0, 1),
-    "the next frame, give or take a pixel": (0, 3),
-    "the frame before, so nothing moves": (1, 1),
-    "the frame before, give or take a pixel": (1, 3),
-}
-"""What is known: how many frames old, and the pixels in a row and in a column that an object may be at alike."""
+REMEMBERED = (1, 2, 3, 5, 10)
+"""Frames before the last one."""
+STARTS_EVERY = 8
+VELOCITIES_EVERY = 4
+"""The steps between the motions that are thought possible, in ``UNIT`` parts of a pixel."""
 
 
-def shapes(data: Trajectories, count: int) -> Tensor:
-    """Draw each object of the first sequences alone: (N, F, O, H, W), 0 or 1."""
-    kinds, positions = data.kinds[:count], data.positions[:count]
-    alone = [
-        render(data.templates, kinds[:, k : k + 1], positions[:, :, k : k + 1], data.size)[0]
-        for k in range(kinds.shape[1])
-    ]
-    return torch.stack(alone, 2).float()
-
-
-def score(known: Tensor, groups: Tensor, spread: int) -> float:
-    """Give the AMI (max) of a grouping in which each pixel goes to the component that most likely covers it.
-
-    Ties are broken at random.
+@functools.cache
+def possible(room: int, num_frames: int, fastest: int = UNIT) -> np.ndarray:
+    """Give the positions of all possible motions along one axis: (M, num_frames) whole pixels.
 
     Args:
-        known: what each component knows, (N, O, H, W).
-        groups: the true groups of the next frame, (N, H, W).
-        spread: odd; an object may be at any of ``spread`` x ``spread`` places around the known one.
+        room: pixels that an object can move.
+        num_frames: F.
+        fastest: velocity in ``UNIT`` parts of a pixel a frame.
     """
-    likely = F.avg_pool2d(known, spread, stride=1, padding=spread // 2)
+    starts = np.arange(STARTS_EVERY // 2, room * UNIT, STARTS_EVERY)
+    velocities = np.arange(-fastest, fastest + 1, VELOCITIES_EVERY)
+    starts, velocities = (each.ravel() for each in np.meshgrid(starts, velocities))
+    return fly(starts, velocities, np.full(starts.shape, room * UNIT), num_frames).T
+
+
+def next_position(room: int, seen: Sequence[int]) -> np.ndarray:
+    """Give the distribution of an object's next position along an axis, if each possible motion is as likely.
+
+    Args:
+        room: pixels that the object can move.
+        seen: its positions in the last frames.
+
+    Returns:
+        (room + 1,) probabilities.
+    """
+    motions = possible(room, len(seen) + 1)
+    fits = motions[(motions[:, :-1] == np.array(seen)).all(1), -1]
+    if not len(fits):  # the true motion is between possible ones
+        return next_position(room, seen[1:])
+    return np.bincount(fits, minlength=room + 1) / len(fits)
+
+
+def expected(data: Trajectories, extents: np.ndarray, sequence: int, remembered: int) -> Tensor:
+    """Give how likely each object of a sequence covers each pixel of the last frame: (O, H, W)."""
+    images = []
+    for kind, positions in zip(data.kinds[sequence], data.positions[sequence].swapaxes(0, 1), strict=True):
+        height, width = extents[kind]
+        seen = positions[-1 - remembered : -1].tolist()
+        axes = [next_position(data.size - side, [place[a] for place in seen]) for a, side in enumerate((height, width))]
+        image = np.zeros((data.size, data.size))
+        shape = data.templates[kind, :height, :width].numpy() > 0
+        for row in axes[0].nonzero()[0]:
+            for column in axes[1].nonzero()[0]:
+                image[row : row + height, column : column + width] += axes[0][row] * axes[1][column] * shape
+        images.append(torch.from_numpy(image))
+    return torch.stack(images)
+
+
+def score(data: Trajectories, extents: np.ndarray, remembered: int) -> float:
+    """Give the AMI (max) if each pixel of the last frame goes to the object that most likely covers it.
+
+    Ties are broken at random.
+    """
+    likely = torch.stack([expected(data, extents, n, remembered) for n in range(SEQUENCES)])
     ties = torch.rand(likely.shape, generator=torch.Generator().manual_seed(0))
     metric = AdjustedMutualInformation()
-    metric.update((likely + 1e-4 * ties).argmax(1), groups)
+    metric.update((likely + 1e-6 * ties).argmax(1), data.__getitems__(range(SEQUENCES))["groups"][:, -1])
     return metric.compute().item()
 
 
@@ -65,17 +98,16 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=3, help="in each sequence (default: 3)")
     arguments = parser.parse_args()
     try:
-        data = FlyingShapesDataModule(data_dir=os.devnull, num_objects=arguments.objects).load("test")
+        module = FlyingShapesDataModule(data_dir=os.devnull, num_objects=arguments.objects)
+        data, extents = module.load("test"), module.templates("test").extents
     except InputError as error:
         sys.exit(str(error))
     assert isinstance(data, Trajectories)
-    alone = shapes(data, SEQUENCES)
-    groups = data.__getitems__(range(SEQUENCES))["groups"][:, -1]
     table = Table(title=f"{arguments.objects} objects, {SEQUENCES:,} test sequences", title_justify="left")
-    table.add_column("known of each shape")
+    table.add_column("frames remembered", justify="right")
     table.add_column("AMI (max)", justify="right")
-    for title, (age, spread) in CASES.items():
-        table.add_row(title, f"{score(alone[:, -1 - age], groups, spread):.3f}")
+    for remembered in REMEMBERED:
+        table.add_row(str(remembered), f"{score(data, extents, remembered):.3f}")
     Console().print(table)
 
 

@@ -216,8 +216,8 @@ class GatedMStep(_NetworkMStep):
         super().__init__(image_shape, hidden_size, encoder)
         self.input_layer = nn.Linear(self._count_features(), 3 * hidden_size)  # U, b
         self.recurrent_layer = nn.Linear(hidden_size, 3 * hidden_size)  # V, d
-        self.input_norm = nn.LayerNorm(3 * hidden_size)
-        self.recurrent_norm = nn.LayerNorm(3 * hidden_size)
+        self.input_norm: nn.Module = nn.LayerNorm(3 * hidden_size)
+        self.recurrent_norm: nn.Module = nn.LayerNorm(3 * hidden_size)
         self._set_decoder(decoder)
 
     def next_state(self, features: Tensor, state: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ PICTURES = {"gallery.png": "Gallery", "groupings.png": "Grouping by EM step", "a
 PICTURE_WIDTH = 1400
 SMALL_PICTURE_BYTES = 60_000
 PICTURE_BYTES = 6_000_000  # of all pictures together
-MODELS = {"RecurrentMStep": "RNN-EM", "GradientMStep": "N-EM"}
+MODELS = {"RecurrentMStep": "RNN-EM", "GatedMStep": "RNN-EM, gated", "GradientMStep": "N-EM"}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import nn
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.likelihoods import Bernoulli, Gaussian
-from nem_lightning.models.m_steps import GradientMStep, RecurrentMStep
+from nem_lightning.models.m_steps import GatedMStep, GradientMStep, RecurrentMStep
 
 SHAPE = (2, 3, 4)
 
@@ -71,6 +71,34 @@ def test_the_recurrent_step_is_a_plain_rnn_shared_over_components(activation, la
             assert torch.allclose(params[b, k], decoded, atol=1e-6)
 
 
+def test_without_normalisation_the_gated_step_is_the_gru_of_torch():
+    m_step, gru = GatedMStep(SHAPE, hidden_size=5).double(), nn.GRUCell(24, 5).double()
+    m_step.input_norm = m_step.recurrent_norm = nn.Identity()
+    for layer, weight, bias in (
+        (m_step.input_layer, gru.weight_ih, gru.bias_ih),
+        (m_step.recurrent_layer, gru.weight_hh, gru.bias_hh),
+    ):
+        reset, keep, candidate = (torch.cat([weight, bias.unsqueeze(1)], 1)).chunk(3)  # torch has the reset gate first
+        both = torch.cat([keep, reset, candidate]).detach()
+        layer.weight.data, layer.bias.data = both[:, :-1], both[:, -1]
+    residual, state = torch.randn(2, 3, *SHAPE).double(), torch.randn(2, 3, 5).double()
+    new_state, params = m_step(residual, state)
+    expected = gru(residual.flatten(0, 1).flatten(1), state.flatten(0, 1)).unflatten(0, (2, 3))
+    assert torch.allclose(new_state, expected)
+    assert torch.allclose(params, m_step.decoder(expected.flatten(0, 1)).unflatten(0, (2, 3)))
+
+
+def test_the_gated_step_normalises_the_input_and_the_state_apart():
+    m_step = GatedMStep(SHAPE, hidden_size=5)
+    residual, state = torch.randn(2, 3, *SHAPE), torch.randn(2, 3, 5)
+    seen = m_step(residual, state)[0]
+    m_step.input_layer.bias.data += 3.0  # the same for all 3 D numbers, so a normalisation takes it away
+    assert torch.allclose(m_step(residual, state)[0], seen, atol=1e-5)
+    m_step.recurrent_layer.weight.data *= 2
+    m_step.recurrent_layer.bias.data *= 2
+    assert torch.allclose(m_step(residual, state)[0], seen, atol=1e-3)
+
+
 def test_an_encoder_and_a_decoder_of_ones_own():
     encoder = nn.Sequential(nn.Conv2d(2, 6, 3, stride=2, padding=1), nn.ReLU())
     decoder = nn.Sequential(nn.Linear(5, 24), nn.Unflatten(1, SHAPE), nn.Conv2d(2, 2, 3, padding=1))
@@ -95,6 +123,13 @@ def test_an_encoder_and_a_decoder_of_ones_own():
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         RecurrentMStep(**{"image_shape": SHAPE, **arguments})
+
+
+def test_bad_arguments_of_the_gated_step():
+    with pytest.raises(InputError, match="hidden_size=0"):
+        GatedMStep(SHAPE, hidden_size=0)
+    with pytest.raises(InputError, match=r"decoder: gives images of shape \(7,\)"):
+        GatedMStep(SHAPE, decoder=nn.Linear(64, 7))
 
 
 def test_encoders_and_decoders_may_have_batch_normalisation():

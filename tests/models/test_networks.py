@@ -1,11 +1,14 @@
 """Convolutional encoders and decoders."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.m_steps import RecurrentMStep
-from nem_lightning.models.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
+from nem_lightning.models.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, SpriteDecoder
 
 
 @pytest.mark.parametrize(("size", "channels", "state"), [(28, [32, 64], 100), (24, [32, 64, 128], 250)])
@@ -39,6 +42,47 @@ def test_dense_networks():
     new, params = m_step(torch.rand(2, 3, *shape), torch.zeros(2, 3, 4))
     assert new.shape == (2, 3, 4) and params.shape == (2, 3, *shape) and params.min() < 0
     assert m_step.input_layer.in_features == 7
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_sprite_is_the_mean_of_its_patch_over_all_places(binary):
+    torch.manual_seed(0)
+    decoder = SpriteDecoder((2, 7, 6), 4, patch_size=3, features=5, binary=binary)
+    nn.init.normal_(decoder.place.weight, std=3)
+    state = torch.randn(3, 4)
+    features = decoder.features(state)
+    rows, columns = (part.softmax(1) for part in decoder.place(features).split([5, 4], 1))
+    patch = decoder.patch(features).sigmoid().view(3, 2, 3, 3)
+    mean = torch.zeros(3, 2, 7, 6)
+    for i in range(5):
+        for j in range(4):
+            mean[:, :, i : i + 3, j : j + 3] += (rows[:, i] * columns[:, j]).view(3, 1, 1, 1) * patch
+    found = decoder(state)
+    assert torch.allclose(found.sigmoid() if binary else found, mean, atol=2e-4 if binary else 1e-6)
+    assert found.isfinite().all()
+
+
+def test_a_sprite_whose_place_is_certain_is_finite_in_half_precision():
+    decoder = SpriteDecoder((1, 8, 8), 4, patch_size=3)
+    decoder.place.weight.data *= 1000
+    decoder.patch.bias.data += 100.0
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = decoder(torch.randn(200, 4))
+    assert logits.isfinite().all() and logits.max() > 9  # the patch is white
+    logits.sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in decoder.parameters())
+
+
+def test_bad_sprites():
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"patch_size": 9}, r"patch_size=9: must be at most the height and the width of image_shape=\[1, 8, 10\]"),
+        ({"patch_size": 0}, "patch_size=0"),
+        ({"features": 0}, "features=0"),
+        ({"binary": "no"}, "binary=no: must be true or false"),
+    ]
+    for given, message in cases:
+        with pytest.raises(InputError, match=message):
+            SpriteDecoder((1, 8, 10), 4, **given)
 
 
 def test_bad_sizes():

@@ -176,7 +176,7 @@ GROUPS = {
         _flying("flying_shapes_3_K1", "dense network", "data=flying_shapes", "model.num_components=1", *_DENSE),
         _flying("flying_shapes_5", "dense network", *_FIVE, *_DENSE),
         _flying("flying_shapes_5_iterations", "dense, 4 iterations a frame", *_FIVE, _ITERATIONS, steps=5),
-        _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, steps=10),
+        _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3", steps=10),
         _flying("flying_shapes_5_plain", "plain network", *_FIVE),
         _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
         _flying("flying_mnist_2", "dense network", "data=flying_mnist", "model.num_components=2", *_DENSE),

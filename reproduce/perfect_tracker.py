@@ -31,16 +31,15 @@ VELOCITIES_EVERY = 4
 
 
 @functools.cache
-def possible(room: int, num_frames: int, fastest: int = UNIT) -> np.ndarray:
-    """Give the positions of all possible motions along one axis: (M, num_frames) whole pixels.
+def possible(room: int, num_frames: int) -> np.ndarray:
+    """Give the positions of all possible motions along one axis, up to a pixel a frame: (M, num_frames) whole pixels.
 
     Args:
         room: pixels that an object can move.
         num_frames: F.
-        fastest: velocity in ``UNIT`` parts of a pixel a frame.
     """
     starts = np.arange(STARTS_EVERY // 2, room * UNIT, STARTS_EVERY)
-    velocities = np.arange(-fastest, fastest + 1, VELOCITIES_EVERY)
+    velocities = np.arange(-UNIT, UNIT + 1, VELOCITIES_EVERY)
     starts, velocities = (each.ravel() for each in np.meshgrid(starts, velocities))
     return fly(starts, velocities, np.full(starts.shape, room * UNIT), num_frames).T
 

@@ -40,14 +40,14 @@ class Row:
     in_detail: bool = False
 
 
-def _flying(name: str, title: str, *overrides: str, steps: int = 20) -> Row:
-    few = ("trainer.limit_val_batches=10", "trainer.limit_test_batches=16")
-    return Row(name, title, (f"model.num_steps={steps}", *overrides, *few))
+def _flying(name: str, title: str, *overrides: str) -> Row:
+    return Row(name, title, (*overrides, "trainer.limit_val_batches=10", "trainer.limit_test_batches=16"))
 
 
-_DENSE = ("m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5e-3")
-_CONV = ("m_step/network=conv_shapes", "model.m_step.hidden_size=100", "optimizer.lr=3e-3", "model.num_starts=1")
-_CONV += ("trainer.max_epochs=1", "trainer.limit_train_batches=150")  # half an hour on one core
+_PLAIN = ("model.num_steps=20",)
+_DENSE = (*_PLAIN, "m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5e-3")
+_CONV = (*_PLAIN, "m_step/network=conv_shapes", "model.m_step.hidden_size=100", "optimizer.lr=3e-3")
+_CONV += ("model.num_starts=1", "trainer.max_epochs=1", "trainer.limit_train_batches=150")  # half an hour on one core
 _ITERATIONS = "experiment=flying_shapes_dense"
 _SPRITES = "experiment=flying_shapes_sprites"
 _FIVE = ("data=flying_shapes", "data.num_objects=5", "model.num_components=5")
@@ -167,17 +167,15 @@ GROUPS = {
     ),
     "sequences": (
         _flying("flying_shapes_3", "dense network", "data=flying_shapes", *_DENSE, "trainer.max_epochs=3"),
-        _flying(
-            "flying_shapes_3_iterations", "dense, 4 iterations a frame", "data=flying_shapes", _ITERATIONS, steps=5
-        ),
-        _flying("flying_shapes_3_sprites", "gated, sprites", "data=flying_shapes", _SPRITES, steps=10),
-        _flying("flying_shapes_3_plain", "plain network", "data=flying_shapes"),
+        _flying("flying_shapes_3_iterations", "dense, 4 iterations a frame", "data=flying_shapes", _ITERATIONS),
+        _flying("flying_shapes_3_sprites", "gated, sprites", "data=flying_shapes", _SPRITES),
+        _flying("flying_shapes_3_plain", "plain network", "data=flying_shapes", *_PLAIN),
         _flying("flying_shapes_3_conv", "convolutions, one start", "data=flying_shapes", *_CONV),
         _flying("flying_shapes_3_K1", "dense network", "data=flying_shapes", "model.num_components=1", *_DENSE),
         _flying("flying_shapes_5", "dense network", *_FIVE, *_DENSE),
-        _flying("flying_shapes_5_iterations", "dense, 4 iterations a frame", *_FIVE, _ITERATIONS, steps=5),
-        _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3", steps=10),
-        _flying("flying_shapes_5_plain", "plain network", *_FIVE),
+        _flying("flying_shapes_5_iterations", "dense, 4 iterations a frame", *_FIVE, _ITERATIONS),
+        _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3"),
+        _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN),
         _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
         _flying("flying_mnist_2", "dense network", "data=flying_mnist", "model.num_components=2", *_DENSE),
     ),

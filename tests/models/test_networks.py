@@ -1,4 +1,4 @@
-"""Convolutional encoders and decoders."""
+"""Encoders and decoders."""
 
 from typing import Any
 

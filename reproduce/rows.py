@@ -44,6 +44,15 @@ def _flying(name: str, title: str, *overrides: str) -> Row:
     return Row(name, title, (*overrides, "trainer.limit_val_batches=10", "trainer.limit_test_batches=16"))
 
 
+def _digits(name: str, *overrides: str) -> Row:
+    return _flying(name, "gated, sprites", "data=flying_mnist", "experiment=flying_mnist_sprites", *overrides)
+
+
+def _after(row: str) -> str:
+    """Begin with the weights of the run of another row with the same seed."""
+    return f"weights_from=${{paths.run_dir}}/../../{row}/seed-${{seed}}/checkpoints/best.ckpt"
+
+
 _PLAIN = ("model.num_steps=20",)
 _DENSE = (*_PLAIN, "m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5e-3")
 _CONV = (*_PLAIN, "m_step/network=conv_shapes", "model.m_step.hidden_size=100", "optimizer.lr=3e-3")
@@ -177,7 +186,9 @@ GROUPS = {
         _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3"),
         _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN),
         _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
-        _flying("flying_mnist_2", "dense network", "data=flying_mnist", "model.num_components=2", *_DENSE),
+        _digits("flying_mnist_2_20", "data.num_digits_used=20", "trainer.max_epochs=2"),
+        _digits("flying_mnist_2_500", _after("flying_mnist_2_20"), "data.num_digits_used=500", "trainer.max_epochs=2"),
+        _digits("flying_mnist_2_all", _after("flying_mnist_2_500"), "data.num_digits_used=all"),
     ),
     "growth": _GROWTH,
     "peers": _PEERS,

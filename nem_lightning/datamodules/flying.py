@@ -33,7 +33,7 @@ class Templates(NamedTuple):
     """What objects look like."""
 
     pixels: Tensor
-    """(M, h, w) uint8; an object covers the pixels greater than 0."""
+    """(M, h, w) uint8; an object covers the pixels that are at least half as bright as ``scale``."""
     extents: np.ndarray
     """(M, 2), rows and columns that each one takes, from the upper left corner of its pixels."""
     scale: int
@@ -66,11 +66,12 @@ def fly(starts: np.ndarray, velocities: np.ndarray, room: np.ndarray, num_frames
     return ((np.minimum(unfolded, 2 * room - unfolded) + UNIT // 2) // UNIT).astype(np.uint8)
 
 
-def render(templates: Tensor, kinds: Tensor, positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def render(templates: Tensor, scale: int, kinds: Tensor, positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Draw objects, on the device of the arguments. If objects overlap, the brighter pixel is seen.
 
     Args:
         templates: (M, h, w) uint8.
+        scale: the brightest pixel; an object covers the pixels of at least half of this.
         kinds: (B, O), which template each object has.
         positions: (B, F, O, 2), row and column of each object's upper left corner.
         size: H = W.
@@ -86,14 +87,18 @@ def render(templates: Tensor, kinds: Tensor, positions: Tensor, size: int) -> tu
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     offsets = (rows[:, None] * size + columns).flatten()  # (hw,)
     corners = positions[..., 0].long() * size + positions[..., 1]  # (B, F, O)
-    covered = (pixels > 0).unsqueeze(1)  # (B, 1, O, hw)
-    at = torch.where(covered, corners.unsqueeze(-1) + offsets, size * size).flatten(2)  # (B, F, O hw); the last is none
+    places, nowhere = corners.unsqueeze(-1) + offsets, size * size  # (B, F, O, hw)
+
+    def where(chosen: Tensor) -> Tensor:
+        return torch.where(chosen.unsqueeze(1), places, nowhere).flatten(2)  # (B, F, O hw)
+
+    seen_at, covered_at = where(pixels > 0), where(2 * pixels.int() >= scale)
     canvas = torch.zeros(batch, num_frames, size * size + 1, dtype=torch.uint8, device=device)
     objects = torch.arange(1, num_objects + 1, dtype=torch.uint8, device=device)
     seen = pixels.unsqueeze(1).expand(-1, num_frames, -1, -1).flatten(2)
     numbers = objects[:, None].expand(batch, num_frames, -1, height * width).flatten(2)
-    images = canvas.scatter_reduce(2, at, seen, "amax")
-    first, last = (canvas.scatter_reduce(2, at, numbers, of, include_self=False) for of in ("amin", "amax"))
+    images = canvas.scatter_reduce(2, seen_at, seen, "amax")
+    first, last = (canvas.scatter_reduce(2, covered_at, numbers, of, include_self=False) for of in ("amin", "amax"))
     groups = torch.where(first == last, last, 0)  # first and last differ if there are several
     return images[..., :-1].unflatten(2, (size, size)), groups[..., :-1].unflatten(2, (size, size))
 
@@ -125,7 +130,7 @@ class Trajectories(Frames):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Draw a batch."""
         chosen = torch.as_tensor(indices).to(self.positions.device)
-        images, groups = render(self.templates, self.kinds[chosen], self.positions[chosen], self.size)
+        images, groups = render(self.templates, self.scale, self.kinds[chosen], self.positions[chosen], self.size)
         return {"frames": images.unsqueeze(2).float() / self.scale, "groups": groups.long()}
 
 

@@ -20,7 +20,9 @@ def test_tests_have_other_k_other_counts_and_more_frames():
     assert three == [["3", "3", "20"], ["3", "3", "40"], ["3", "5", "20"], ["5", "5", "20"]]
     five = [[each.partition("=")[2] for each in overrides[1:4]] for overrides in by_row["flying_shapes_5_conv"]]
     assert five == [["5", "5", "20"], ["5", "5", "40"], ["5", "3", "20"], ["3", "3", "20"]]
-    assert [len(by_row[name]) for name in ("flying_shapes_3_K1", "flying_mnist_2")] == [1, 1]
+    assert len(by_row["flying_shapes_3_K1"]) == 1
+    digits = [[each.partition("=")[2] for each in overrides[1:5]] for overrides in by_row["flying_mnist_2_all"]]
+    assert digits == [["2", "all", "2", "20"], ["2", "all", "2", "40"]]
     for row in rows.GROUPS["sequences"]:
         model = rows.settings(row)["model"]
         assert model["num_steps"] * model["iterations_per_step"] == 20

@@ -67,6 +67,7 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         plugins=[checkpoints.WholeFiles()],
     )
     require_results(trainer)
+    kinds.require_clipping(trainer, bool(config.optimizer.get("fused")))
     if first:
         datamodule.prepare_data()  # errors in the data are said before a run is started
         folder.claim(plain_config)

@@ -2,12 +2,15 @@
 
 import inspect
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from nem_lightning.errors import InputError, require_count, require_number
+from nem_lightning.errors import InputError, require, require_count, require_number
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
 
 COUNTS = {"max_epochs": -1, "max_steps": -1, "min_epochs": 0, "min_steps": 0, "log_every_n_steps": 0}
 COUNTS |= {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "num_nodes": 1, "num_sanity_val_steps": -1}
@@ -37,6 +40,16 @@ def require_trainer(config: DictConfig) -> None:
             if config.get(name) is not None:
                 check(f"trainer.{name}", config[name], minimum)
     require_kinds("trainer", config)
+
+
+def require_clipping(trainer: "Trainer", fused: bool) -> None:
+    """Raise :class:`~nem_lightning.errors.InputError` if Lightning could not clip the gradients of the optimizer."""
+    refused = fused and trainer.gradient_clip_val and trainer.precision.endswith("mixed")
+    require(
+        not refused,
+        f"optimizer.fused=true: must be false if trainer.gradient_clip_val is set and trainer.precision="
+        f"{trainer.precision}, since Lightning does not clip gradients then",
+    )
 
 
 def _require_kinds(name: str, node: dict[Any, Any]) -> None:

@@ -36,6 +36,7 @@ REFUSED = {
     "+trainer.val_check_interval=abc": "trainer: Invalid time format for `val_check_interval`",
     "+trainer.val_check_interval=1000000": "trainer: `val_check_interval`",
     "+trainer.gradient_clip_val=abc": "gradient_clip_val",
+    "+trainer.gradient_clip_val=1 trainer.precision=bf16-mixed": "optimizer.fused=true: must be false",
     "callbacks.early_stopping.mode=abc": "callbacks.early_stopping",
     "logger.wandb.tags=[TOO_LONG]": "logger.wandb: ",
     "data.batch_size=abc": "data.batch_size=abc: must be an integer of at least 1",
@@ -66,7 +67,7 @@ def train(tmp_path, data):
 @pytest.mark.parametrize("setting", REFUSED)
 def test_a_setting_that_is_refused_takes_no_folder(data, tmp_path, setting):
     logger = ["logger=wandb"] if setting.startswith("logger.wandb") else []
-    own = [*TINY, *logger, f"paths.data_dir={data}", setting.replace("TOO_LONG", 80 * "x")]
+    own = [*TINY, *logger, f"paths.data_dir={data}", *setting.replace("TOO_LONG", 80 * "x").split()]
     assert REFUSED[setting] in refusal("train", *own, folder=tmp_path)
     assert not (tmp_path / "here" / "config.yaml").exists()
     assert not (tmp_path / "here" / "checkpoints").exists()

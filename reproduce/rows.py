@@ -184,7 +184,7 @@ GROUPS = {
         _flying("flying_shapes_5", "dense network", *_FIVE, *_DENSE),
         _flying("flying_shapes_5_iterations", "dense, 4 iterations a frame", *_FIVE, _ITERATIONS),
         _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3"),
-        _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN),
+        _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN, "trainer.max_epochs=1"),
         _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
         _digits("flying_mnist_2_20", "data.num_digits_used=20", "trainer.max_epochs=2"),
         _digits("flying_mnist_2_500", _after("flying_mnist_2_20"), "data.num_digits_used=500", "trainer.max_epochs=2"),

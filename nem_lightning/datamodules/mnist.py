@@ -100,9 +100,9 @@ def read_split(folder: Path, stage: str) -> np.ndarray:
 class FlyingMNISTDataModule(FlyingDataModule):
     """Flying MNIST: grey 24 x 24 sequences of 1 to 3 digits, each down-sampled to 14 x 14.
 
-    A pixel of a digit is the mean of four of MNIST's. With 20 or 500 digits, all sequences draw from the first
-    training digits; with all digits, training, validation and test sequences draw from MNIST's first 50,000 training
-    digits, its last 10,000, and its 10,000 test digits.
+    A pixel of a digit is the mean of four of MNIST's; the digit covers the pixels of at least one half. With 20 or 500
+    digits, all sequences draw from the first training digits; with all digits, training, validation and test sequences
+    draw from MNIST's first 50,000 training digits, its last 10,000, and its 10,000 test digits.
 
     A published file in ``data_dir`` is read instead of generating, if ``generation_seed`` is 0: of two digits
     ``flying_mnist_medium20_2digits.h5``, ``flying_mnist_medium500_2digits.h5`` and ``flying_mnist_hard_2digits.h5``, of

@@ -5,7 +5,7 @@ from typing import Any
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import nem_lightning.runs.resolvers  # noqa: F401 (what the configs may call)
@@ -67,7 +67,7 @@ def train(config: DictConfig, folder: RunFolder) -> float:
         plugins=[checkpoints.WholeFiles()],
     )
     require_results(trainer)
-    kinds.require_clipping(trainer, bool(config.optimizer.get("fused")))
+    kinds.require_clipping(trainer, bool(OmegaConf.select(config, "optimizer.fused")))
     if first:
         datamodule.prepare_data()  # errors in the data are said before a run is started
         folder.claim(plain_config)

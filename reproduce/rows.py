@@ -53,6 +53,7 @@ def _after(row: str) -> str:
     return f"weights_from=${{paths.run_dir}}/../../{row}/seed-${{seed}}/checkpoints/best.ckpt"
 
 
+_LONGER = ("model.num_steps=20", "data.num_frames=21", "optimizer.lr=2e-3", "trainer.max_epochs=2")
 _PLAIN = ("model.num_steps=20",)
 _DENSE = (*_PLAIN, "m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5e-3")
 _CONV = (*_PLAIN, "m_step/network=conv_shapes", "model.m_step.hidden_size=100", "optimizer.lr=3e-3")
@@ -184,11 +185,12 @@ GROUPS = {
         _flying("flying_shapes_5", "dense network", *_FIVE, *_DENSE),
         _flying("flying_shapes_5_iterations", "dense, 4 iterations a frame", *_FIVE, _ITERATIONS),
         _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3"),
-        _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN, "trainer.max_epochs=1"),
+        _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN),
         _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
         _digits("flying_mnist_2_20", "data.num_digits_used=20", "trainer.max_epochs=2"),
         _digits("flying_mnist_2_500", _after("flying_mnist_2_20"), "data.num_digits_used=500", "trainer.max_epochs=2"),
         _digits("flying_mnist_2_all", _after("flying_mnist_2_500"), "data.num_digits_used=all"),
+        _digits("flying_mnist_2_longer", _after("flying_mnist_2_all"), "data.num_digits_used=all", *_LONGER),
     ),
     "growth": _GROWTH,
     "peers": _PEERS,

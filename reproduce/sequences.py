@@ -34,19 +34,18 @@ figures are on another motion.
 
 def tests(row: Row) -> list[tuple[str, ...]]:
     """Give the overrides of ``evaluate.py`` for each test of a row: as trained, and with other numbers."""
-    name, objects, components = _trained(row)
+    _, objects, components = _trained(row)
+    of_digits = tuple(each for each in row.overrides if each.startswith("data.num_digits_used="))
     cases = [(objects, components, 20)]
     if components > 1:
         cases.append((objects, components, 40))
-    if name == "flying_shapes" and components > 1:
+    if components > 1 and not of_digits:
         cases += [(objects, 8 - components, 20), (8 - objects, 8 - components, 20)]
-    data = settings(row)["data"]
-    digits = (f"data.num_digits_used={data['num_digits_used']}",) if "num_digits_used" in data else ()
     return [
         (
-            f"data={name.partition(',')[0]}",
+            _data(row),
             f"data.num_objects={count}",
-            *digits,
+            *of_digits,
             f"num_components={k}",
             f"num_steps={steps}",
             f"data.num_frames={steps + 1}",
@@ -56,10 +55,14 @@ def tests(row: Row) -> list[tuple[str, ...]]:
     ]
 
 
+def _data(row: Row) -> str:
+    (override,) = [each for each in row.overrides if each.startswith("data=")]
+    return override
+
+
 def _trained(row: Row) -> tuple[str, int, int]:
     """Give the data set, the number of objects and K of a row's training."""
-    (name,) = [each.removeprefix("data=") for each in row.overrides if each.startswith("data=")]
-    config = settings(row)
+    name, config = _data(row).removeprefix("data="), settings(row)
     if "num_digits_used" in config["data"]:
         name += f", {config['data']['num_digits_used']} digits"
     return name, config["data"]["num_objects"], config["model"]["num_components"]

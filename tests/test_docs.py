@@ -76,6 +76,7 @@ def commands() -> list[str]:
 FITTING = {
     "/path/to/VOCdevkit": "{devkit}",
     "outputs/stage1/checkpoints/best.ckpt": "{digits}",
+    "outputs/stage2/checkpoints/best.ckpt": "{digits}",
     "outputs/RUN/checkpoints/last.ckpt": "{last}",
     "outputs/RUN/checkpoints/best.ckpt": "{checkpoint}",
     "outputs/<run>/checkpoints/best.ckpt": "{checkpoint}",
@@ -113,7 +114,7 @@ def places(tmp_path_factory, data_dir):
         found = {"devkit": str(devkit), "data": data_dir, "mnist": f"{folder}/mnist"}
         found["images"] = str(make_images(folder / "images"))
         found["last"] = f"{trained(folder / 'run', of_data[:1])}/checkpoints/last.ckpt"
-        found["digits"] = best.format(trained(folder / "digits", [*of_data, "experiment=flying_mnist_2"]))
+        found["digits"] = best.format(trained(folder / "digits", [*of_data, "experiment=flying_mnist_sprites"]))
         voc = ["data=voc", f"data.devkit={devkit}", f"data.cache_dir={folder}", "data.size=16"]
         found["voc"] = best.format(trained(folder / "voc", [*of_data[:1], *voc]))
         yield found

@@ -25,7 +25,14 @@ def test_tests_have_other_k_other_counts_and_more_frames():
     assert digits == [["2", "all", "2", "20"], ["2", "all", "2", "40"]]
     for row in rows.GROUPS["sequences"]:
         model = rows.settings(row)["model"]
-        assert model["num_steps"] * model["iterations_per_step"] == 20
+        assert model["num_steps"] * model["iterations_per_step"] == (40 if row.name.endswith("longer") else 20)
+
+
+def test_a_stage_begins_with_the_weights_of_the_stage_before():
+    stages = [rows.settings(rows.ROWS[f"flying_mnist_2_{name}"]) for name in ("20", "500", "all", "longer")]
+    assert stages[0]["weights_from"] is None
+    before = [f"run/../../flying_mnist_2_{name}/seed-0/checkpoints/best.ckpt" for name in ("20", "500", "all")]
+    assert [stage["weights_from"] for stage in stages[1:]] == before
 
 
 def test_a_row_is_trained_scored_and_tabulated(tmp_path, monkeypatch, capfd):

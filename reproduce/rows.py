@@ -44,15 +44,17 @@ def _flying(name: str, title: str, *overrides: str) -> Row:
     return Row(name, title, (*overrides, "trainer.limit_val_batches=10", "trainer.limit_test_batches=16"))
 
 
-def _digits(name: str, *overrides: str) -> Row:
-    return _flying(name, "gated, sprites", "data=flying_mnist", "experiment=flying_mnist_sprites", *overrides)
+def _digits(name: str, title: str, *overrides: str) -> Row:
+    return _flying(name, title, "data=flying_mnist", "experiment=flying_mnist_sprites", *overrides)
 
 
-def _after(row: str) -> str:
-    """Begin with the weights of the run of another row with the same seed."""
-    return f"weights_from=${{paths.run_dir}}/../../{row}/seed-${{seed}}/checkpoints/best.ckpt"
+def _after(stage: str) -> str:
+    """Begin with the weights of an earlier stage's run with the same seed."""
+    return f"weights_from=${{paths.run_dir}}/../../flying_mnist_2_{stage}/seed-${{seed}}/checkpoints/best.ckpt"
 
 
+_ALL = "data.num_digits_used=all"
+_STAGES = "gated, sprites, in stages"
 _LONGER = ("model.num_steps=20", "data.num_frames=21", "optimizer.lr=2e-3", "trainer.max_epochs=2")
 _PLAIN = ("model.num_steps=20",)
 _DENSE = (*_PLAIN, "m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5e-3")
@@ -187,10 +189,11 @@ GROUPS = {
         _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3"),
         _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN),
         _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
-        _digits("flying_mnist_2_20", "data.num_digits_used=20", "trainer.max_epochs=2"),
-        _digits("flying_mnist_2_500", _after("flying_mnist_2_20"), "data.num_digits_used=500", "trainer.max_epochs=2"),
-        _digits("flying_mnist_2_all", _after("flying_mnist_2_500"), "data.num_digits_used=all"),
-        _digits("flying_mnist_2_longer", _after("flying_mnist_2_all"), "data.num_digits_used=all", *_LONGER),
+        _digits("flying_mnist_2_direct", "gated, sprites", _ALL),
+        _digits("flying_mnist_2_20", "gated, sprites", "data.num_digits_used=20", "trainer.max_epochs=2"),
+        _digits("flying_mnist_2_500", _STAGES, _after("20"), "data.num_digits_used=500", "trainer.max_epochs=2"),
+        _digits("flying_mnist_2_all", _STAGES, _after("500"), _ALL),
+        _digits("flying_mnist_2_longer", f"{_STAGES}, then T=20", _after("all"), _ALL, *_LONGER),
     ),
     "growth": _GROWTH,
     "peers": _PEERS,

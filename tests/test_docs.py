@@ -77,6 +77,7 @@ FITTING = {
     "/path/to/VOCdevkit": "{devkit}",
     "outputs/stage1/checkpoints/best.ckpt": "{digits}",
     "outputs/stage2/checkpoints/best.ckpt": "{digits}",
+    "outputs/stage3/checkpoints/best.ckpt": "{digits}",
     "outputs/RUN/checkpoints/last.ckpt": "{last}",
     "outputs/RUN/checkpoints/best.ckpt": "{checkpoint}",
     "outputs/<run>/checkpoints/best.ckpt": "{checkpoint}",

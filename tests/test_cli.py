@@ -137,6 +137,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(at, run, tmp_path):
     assert saved["global_step"] >= 5
 
     epochs = saved["epoch"] + 2
+    time.sleep(1)  # a folder is named by the second
     run("train.py", *SMOKE, f"ckpt_path={interrupted}", f"trainer.max_epochs={epochs}")
     folders = sorted(path.parent for path in tmp_path.glob("outputs/*/checkpoints"))
     assert len(folders) == 2  # the resumed run has a folder of its own

@@ -39,8 +39,8 @@ def tests(row: Row) -> list[tuple[str, ...]]:
     cases = [(objects, components, 20)]
     if components > 1:
         cases.append((objects, components, 40))
-    if components > 1 and not of_digits:
-        cases += [(objects, 8 - components, 20), (8 - objects, 8 - components, 20)]
+        if not of_digits:
+            cases += [(objects, 8 - components, 20), (8 - objects, 8 - components, 20)]
     return [
         (
             _data(row),
@@ -56,6 +56,7 @@ def tests(row: Row) -> list[tuple[str, ...]]:
 
 
 def _data(row: Row) -> str:
+    """Give the override that chooses the data set, such as ``data=flying_shapes``."""
     (override,) = [each for each in row.overrides if each.startswith("data=")]
     return override
 

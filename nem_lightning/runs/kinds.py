@@ -47,8 +47,8 @@ def require_clipping(trainer: "Trainer", fused: bool) -> None:
     refused = fused and trainer.gradient_clip_val and trainer.precision.endswith("mixed")
     require(
         not refused,
-        f"optimizer.fused=true: must be false if trainer.gradient_clip_val is set and trainer.precision="
-        f"{trainer.precision}, since Lightning does not clip gradients then",
+        f"optimizer.fused=true: must be false if trainer.precision={trainer.precision} and trainer.gradient_clip_val "
+        "is set: Lightning then clips no gradients",
     )
 
 

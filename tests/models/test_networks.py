@@ -8,7 +8,14 @@ from torch import nn
 
 from nem_lightning.errors import InputError
 from nem_lightning.models.m_steps import RecurrentMStep
-from nem_lightning.models.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, SpriteDecoder
+from nem_lightning.models.networks import (
+    ConvDecoder,
+    ConvEncoder,
+    DenseDecoder,
+    DenseEncoder,
+    DoublingConv2d,
+    SpriteDecoder,
+)
 
 
 @pytest.mark.parametrize(("size", "channels", "state"), [(28, [32, 64], 100), (24, [32, 64, 128], 250)])
@@ -93,3 +100,19 @@ def test_bad_sizes():
             network(image_shape=[1, 28, 28], channels=[])
         with pytest.raises(InputError, match="features=0"):
             network(image_shape=[1, 28, 28], channels=[2], features=0)
+
+
+def test_a_doubling_convolution_is_up_sampling_then_a_convolution():
+    torch.manual_seed(0)
+    doubling = DoublingConv2d(3, 2).double()
+    image = torch.randn(2, 3, 4, 5, dtype=torch.double, requires_grad=True)
+    doubled = nn.functional.pad(nn.functional.interpolate(image, scale_factor=2), (1, 2, 1, 2))
+    expected = nn.functional.conv2d(doubled, doubling.weight, doubling.bias)
+    weights = [image, doubling.weight, doubling.bias]
+    slope = torch.randn_like(expected)
+    for found, wanted in zip(
+        (doubling(image), *torch.autograd.grad(doubling(image), weights, slope)),
+        (expected, *torch.autograd.grad(expected, weights, slope)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted)

@@ -1,12 +1,14 @@
-"""The speed of training on sequences and on stills, and of drawing flying shapes."""
+"""The speed of training on sequences and on stills, of drawing flying shapes, and of the convolutional decoder."""
 
 import statistics
 
 import torch
+from torch import nn
 
 from benchmarks import timing
 from benchmarks.steps import Case, em_of, our_module
 from nem_lightning.datamodules.flying import FlyingShapesDataModule
+from nem_lightning.models.networks import ConvDecoder, DoublingConv2d
 
 
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
@@ -40,3 +42,30 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
     }
     times = timing.in_turns(functions, rounds, device)
     return {name: case.batch / statistics.median(seconds) for name, seconds in times.items()}
+
+
+def doubling(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
+    """Give the milliseconds of a pass through a convolutional decoder and back, for a batch with all its components.
+
+    ``as published`` doubles the image first, and then convolves it.
+    """
+    decoders = {"ours": ConvDecoder((1, case.size, case.size), 100), "as published": _published_decoder(case.size, 100)}
+    state = torch.randn(case.batch * case.components, 100, device=device)
+
+    def pass_through(decoder: nn.Module):
+        return lambda: decoder(state).sum().backward()
+
+    functions = {name: pass_through(decoder.to(device)) for name, decoder in decoders.items()}
+    times = timing.in_turns(functions, rounds, device)
+    return {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
+
+
+def _published_decoder(size: int, state_size: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for layer in ConvDecoder((1, size, size), state_size):
+        if isinstance(layer, DoublingConv2d):
+            layers += [nn.Upsample(scale_factor=2), nn.ZeroPad2d((1, 2, 1, 2))]
+            layers.append(nn.Conv2d(layer.in_channels, layer.out_channels, 4))
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers)

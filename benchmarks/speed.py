@@ -78,6 +78,7 @@ def measure(device: torch.device, rounds: int, quick: bool, compiled: bool) -> d
         turns, seconds = (1, 0.1) if quick else (max(1, rounds // 3), 3)
         result["beside"] = threads.beside_a_busy_process(base, turns, seconds)
     result["sequences"] = sequences.measure(base, device, max(1, rounds // 3))
+    result["doubling"] = sequences.doubling(base, device, rounds)
     result["scores"] = around.scores(device, images, max(1, rounds // 5))
     result["lightning"] = around.lightning(base, device, max(1, rounds // 2), 5 if quick else 60)
     result["test_seconds"] = around.evaluation(base, device, 64 if quick else 10_000)
@@ -133,6 +134,8 @@ def show(result: dict, console: Console) -> None:
         )
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in result["sequences"].items())
     console.print(f"Examples a second of sequences and stills: {rates}", highlight=False)
+    decoders = ", ".join(f"{name} {ms:.0f} ms" for name, ms in result["doubling"].items())
+    console.print(f"Convolutional decoder, {case['batch']} x {case['components']} images: {decoders}", highlight=False)
     step = result["lightning"]
     scores, start = result["scores"], result["start_up"]
     console.print(

@@ -82,6 +82,7 @@ def test_every_part_runs(tmp_path, monkeypatch, capsys):
         assert found["alone"] > 0
         assert found["busy"] > 0
     assert {"stills", "sequences", "drawing"} <= result["sequences"].keys() and min(result["sequences"].values()) > 0
+    assert {"ours", "as published"} == result["doubling"].keys() and min(result["doubling"].values()) > 0
     assert result["scores"]["difference"] < 1e-9
     assert {"help", "first step"} == result["start_up"].keys() and min(result["start_up"].values()) > 0
     assert (tmp_path / "growth.png").stat().st_size > 1000

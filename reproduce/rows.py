@@ -58,8 +58,8 @@ _STAGES = "gated, sprites, in stages"
 _LONGER = ("model.num_steps=20", "data.num_frames=21", "optimizer.lr=2e-3", "trainer.max_epochs=2")
 _PLAIN = ("model.num_steps=20",)
 _DENSE = (*_PLAIN, "m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5e-3")
-_CONV = (*_PLAIN, "m_step/network=conv_shapes", "model.m_step.hidden_size=100", "optimizer.lr=3e-3")
-_CONV += ("model.num_starts=1", "trainer.max_epochs=1", "trainer.limit_train_batches=150")  # half an hour on one core
+_CONV = "experiment=flying_shapes_conv"
+_SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=500")
 _ITERATIONS = "experiment=flying_shapes_dense"
 _SPRITES = "experiment=flying_shapes_sprites"
 _FIVE = ("data=flying_shapes", "data.num_objects=5", "model.num_components=5")
@@ -182,13 +182,13 @@ GROUPS = {
         _flying("flying_shapes_3_iterations", "dense, 4 iterations a frame", "data=flying_shapes", _ITERATIONS),
         _flying("flying_shapes_3_sprites", "gated, sprites", "data=flying_shapes", _SPRITES),
         _flying("flying_shapes_3_plain", "plain network", "data=flying_shapes", *_PLAIN),
-        _flying("flying_shapes_3_conv", "convolutions, one start", "data=flying_shapes", *_CONV),
+        _flying("flying_shapes_3_conv", "convolutions, 4 iterations a frame", "data=flying_shapes", _CONV),
         _flying("flying_shapes_3_K1", "dense network", "data=flying_shapes", "model.num_components=1", *_DENSE),
         _flying("flying_shapes_5", "dense network", *_FIVE, *_DENSE),
         _flying("flying_shapes_5_iterations", "dense, 4 iterations a frame", *_FIVE, _ITERATIONS),
         _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3"),
         _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN),
-        _flying("flying_shapes_5_conv", "convolutions, one start", *_FIVE, *_CONV),
+        _flying("flying_shapes_5_conv", "convolutions, 4 iterations a frame", *_FIVE, _CONV, *_SHORT),
         _digits("flying_mnist_2_direct", "gated, sprites", _ALL),
         _digits("flying_mnist_2_20", "gated, sprites", "data.num_digits_used=20", "trainer.max_epochs=2"),
         _digits("flying_mnist_2_500", _STAGES, _after("20"), "data.num_digits_used=500", "trainer.max_epochs=2"),

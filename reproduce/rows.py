@@ -40,8 +40,14 @@ class Row:
     in_detail: bool = False
 
 
-def _flying(name: str, title: str, *overrides: str) -> Row:
-    return Row(name, title, (*overrides, "trainer.limit_val_batches=10", "trainer.limit_test_batches=16"))
+def _flying(name: str, title: str, *overrides: str, test_batches: int = 16) -> Row:
+    limits = ("trainer.limit_val_batches=10", f"trainer.limit_test_batches={test_batches}")
+    return Row(name, title, (*overrides, *limits))
+
+
+def _convolutions(name: str, *overrides: str) -> Row:
+    settings = (*overrides, "experiment=flying_shapes_conv")
+    return _flying(name, "convolutions, 4 iterations a frame", *settings, test_batches=4)  # 16 would take an hour
 
 
 def _digits(name: str, title: str, *overrides: str) -> Row:
@@ -58,8 +64,6 @@ _STAGES = "gated, sprites, in stages"
 _LONGER = ("model.num_steps=20", "data.num_frames=21", "optimizer.lr=2e-3", "trainer.max_epochs=2")
 _PLAIN = ("model.num_steps=20",)
 _DENSE = (*_PLAIN, "m_step/network=dense", "model.m_step.hidden_size=32", "optimizer.lr=5e-3")
-_CONV = "experiment=flying_shapes_conv"
-_SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=500")
 _ITERATIONS = "experiment=flying_shapes_dense"
 _SPRITES = "experiment=flying_shapes_sprites"
 _FIVE = ("data=flying_shapes", "data.num_objects=5", "model.num_components=5")
@@ -182,13 +186,13 @@ GROUPS = {
         _flying("flying_shapes_3_iterations", "dense, 4 iterations a frame", "data=flying_shapes", _ITERATIONS),
         _flying("flying_shapes_3_sprites", "gated, sprites", "data=flying_shapes", _SPRITES),
         _flying("flying_shapes_3_plain", "plain network", "data=flying_shapes", *_PLAIN),
-        _flying("flying_shapes_3_conv", "convolutions, 4 iterations a frame", "data=flying_shapes", _CONV),
+        _convolutions("flying_shapes_3_conv", "data=flying_shapes"),
         _flying("flying_shapes_3_K1", "dense network", "data=flying_shapes", "model.num_components=1", *_DENSE),
         _flying("flying_shapes_5", "dense network", *_FIVE, *_DENSE),
         _flying("flying_shapes_5_iterations", "dense, 4 iterations a frame", *_FIVE, _ITERATIONS),
         _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3"),
         _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN),
-        _flying("flying_shapes_5_conv", "convolutions, 4 iterations a frame", *_FIVE, _CONV, *_SHORT),
+        _convolutions("flying_shapes_5_conv", *_FIVE, "trainer.max_epochs=2", "trainer.limit_train_batches=500"),
         _digits("flying_mnist_2_direct", "gated, sprites", _ALL),
         _digits("flying_mnist_2_20", "gated, sprites", "data.num_digits_used=20", "trainer.max_epochs=2"),
         _digits("flying_mnist_2_500", _STAGES, _after("20"), "data.num_digits_used=500", "trainer.max_epochs=2"),

@@ -8,10 +8,7 @@ from nem_lightning.files import atomic_file
 from reproduce import tables
 from reproduce.evaluation import Run, evaluated, write_scores
 from reproduce.rows import GROUPS, ROWS, Row, settings
-from reproduce.scoring import BATCH
 
-BATCHES = 16
-"""Test batches."""
 PUBLISHED = {
     ("flying_shapes", 3, 3, 3): "0.970",
     ("flying_shapes", 3, 3, 5): "0.972",
@@ -23,10 +20,10 @@ PUBLISHED = {
 
 Keys: data set, objects in training, objects in the test, K in the test.
 """
-INTRO = f"""# Sequences
+INTRO = """# Sequences
 
-Written by `python -m reproduce tables` from `sequences/`. Next-frame prediction; the first {BATCH * BATCHES:,} test \
-sequences of each set; the best of 16 starts, if no other number is said; AMI normalised by the larger entropy. \
+Written by `python -m reproduce tables` from `sequences/`. Next-frame prediction; the first 1,024 test sequences of \
+each set, or 256 for convolutions; the best of 16 starts, if no other number is said; AMI normalised by the larger entropy. \
 *Mean*: over the steps. *Loss* and *upper bound*: of the next frame after the last step, nats a frame. The published \
 figures are on another motion.
 """
@@ -49,7 +46,7 @@ def tests(row: Row) -> list[tuple[str, ...]]:
             f"num_components={k}",
             f"num_steps={steps}",
             f"data.num_frames={steps + 1}",
-            f"trainer.limit_test_batches={BATCHES}",
+            f"trainer.limit_test_batches={settings(row)['trainer']['limit_test_batches']}",
         )
         for count, k, steps in cases
     ]

@@ -43,11 +43,12 @@ for stream in (sys.stdout, sys.stderr):  # nothing printed may end a run in a te
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
 
-# Advertisements and a deprecation between versions of Lightning and PyTorch, which no user can act on.
+# Advertisements and warnings of Lightning that no user can act on.
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
     lambda record: not re.search(r"Tip:|Ignoring `Trainer\(max_time", record.getMessage())  # our own timer has it
 )
 warnings.filterwarnings("ignore", message=".*LeafSpec")
+warnings.filterwarnings("ignore", message=".*is not supported by the model summary")  # of each mixed precision
 # The launcher's file has the name of the plugin's schema on purpose; Hydra < 1.4 takes both.
 warnings.filterwarnings("ignore", message="(?s).*validated against ConfigStore schema with the same name")
 

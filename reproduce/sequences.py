@@ -23,9 +23,9 @@ Keys: data set, objects in training, objects in the test, K in the test.
 INTRO = """# Sequences
 
 Written by `python -m reproduce tables` from `sequences/`. Next-frame prediction; the first 1,024 test sequences of \
-each set, or 256 for convolutions; the best of 16 starts, if no other number is said; AMI normalised by the larger entropy. \
-*Mean*: over the steps. *Loss* and *upper bound*: of the next frame after the last step, nats a frame. The published \
-figures are on another motion.
+each set, or 256 for convolutions; the best of 16 starts, if no other number is said; AMI normalised by the larger \
+entropy. *Mean*: over the steps. *Loss* and *upper bound*: of the next frame after the last step, nats a frame. The \
+published figures are on another motion.
 """
 
 

@@ -1,5 +1,6 @@
 """The rows of sequences: trained, scored by ``evaluate.py`` with other numbers, and tabulated."""
 
+import dataclasses
 import json
 
 import pytest
@@ -38,8 +39,8 @@ def test_a_stage_begins_with_the_weights_of_the_stage_before():
 def test_a_row_is_trained_scored_and_tabulated(tmp_path, monkeypatch, capfd):
     python_server.use(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sequences, "BATCHES", 1)
     row = rows.ROWS["flying_shapes_3_K1"]
+    row = dataclasses.replace(row, overrides=(*row.overrides, "trainer.limit_test_batches=1"))
     assert __main__.train(row, [0], tmp_path / "runs", 1, SMALL, __main__.Console())
     run = Run(row, 0, tmp_path / "runs", SMALL)
     said: list[str] = []
@@ -57,5 +58,11 @@ def test_a_row_is_trained_scored_and_tabulated(tmp_path, monkeypatch, capfd):
         sequences.score(Run(row, 0, tmp_path / "runs"), tmp_path / "results", said.append)
 
 
-def test_without_scores_there_is_no_table(tmp_path):
-    assert sequences.write(tmp_path) is None and flying.SPLITS["test"][1] >= sequences.BATCH * sequences.BATCHES
+def test_the_tests_have_so_many_sequences_as_is_said_and_without_scores_there_is_no_table(tmp_path):
+    assert sequences.write(tmp_path) is None
+    for row in rows.GROUPS["sequences"]:
+        config = rows.settings(row)
+        batches = 4 if row.name.endswith("conv") else 16
+        assert config["trainer"]["limit_test_batches"] == batches
+        assert f"trainer.limit_test_batches={batches}" in sequences.tests(row)[0]
+        assert batches * config["data"]["batch_size"] <= flying.SPLITS["test"][1]

@@ -200,7 +200,7 @@ GROUPS = {
         _flying("flying_shapes_5_iterations", "dense, 4 iterations a frame", *_FIVE, _ITERATIONS),
         _flying("flying_shapes_5_sprites", "gated, sprites", *_FIVE, _SPRITES, "trainer.max_epochs=3"),
         _flying("flying_shapes_5_plain", "plain network", *_FIVE, *_PLAIN),
-        _convolutions("flying_shapes_5_conv", *_FIVE, "trainer.max_epochs=2", "trainer.limit_train_batches=500"),
+        _convolutions("flying_shapes_5_conv", *_FIVE, "trainer.max_epochs=2", "trainer.limit_train_batches=300"),
         _digits("flying_mnist_2_direct", "gated, sprites", _ALL),
         _digits("flying_mnist_2_20", "gated, sprites", "data.num_digits_used=20", "trainer.max_epochs=2"),
         _digits("flying_mnist_2_500", _STAGES, _after("20"), "data.num_digits_used=500", "trainer.max_epochs=2"),

@@ -135,8 +135,6 @@ _GROWTH = (
 """One thing grows: units, training images (as many updates for each), the image, objects and K on images of 40 x 40."""
 
 _AS_PUBLISHED = ("experiment=rnn_em_shapes",)
-_SHOWING_SPRITES = ("experiment=rnn_em_sprites",)
-_WITHOUT_SPRITES = ("m_step/network=dense", "model.m_step.hidden_size=64")
 _FROM_NOISE = ("model.init=noise", "model.m_step.layer_norm=false", "model.corruption.prob=0.1")
 _FROM_NOISE += ("optimizer.lr=1e-3", "trainer.max_epochs=3")
 
@@ -156,7 +154,7 @@ GROUPS = {
     "trained": (
         Row("rnn_em", "RNN-EM, best settings", ("model=rnn_em",), in_detail=True),
         Row("rnn_em_accurate", "RNN-EM, most accurate settings", ("model=rnn_em_accurate",)),
-        Row("rnn_em_sprites", "RNN-EM, gated units and sprites, noise starts", _SHOWING_SPRITES),
+        Row("rnn_em_sprites", "RNN-EM, gated units and sprites, noise starts", ("experiment=rnn_em_sprites",)),
         Row("rnn_em_published", "RNN-EM, as published", _AS_PUBLISHED, in_detail=True),
         Row("nem", "N-EM, best settings", ("model=nem",)),
         Row("nem_published", "N-EM, as published", ("experiment=nem_shapes",), in_detail=True),
@@ -170,11 +168,6 @@ GROUPS = {
         _on_all_steps("all_steps", "", 10),
         _on_all_steps("detached", ", gamma detached", 10, "model.differentiate_responsibilities=false"),
         Row("from_noise", "RNN-EM, best settings found from noise", ("model=rnn_em", *_FROM_NOISE)),
-    ),
-    "sprites": (
-        Row("sprites_bright", "sprites, bright regions as starts", (*_SHOWING_SPRITES, "model.init=bright_regions")),
-        Row("sprites_sigmoid", "sprites, sigmoid units", (*_SHOWING_SPRITES, "m_step@model.m_step=recurrent")),
-        Row("sprites_dense", "gated units, dense network", (*_SHOWING_SPRITES, *_WITHOUT_SPRITES)),
     ),
     "published_steps": tuple(
         Row(

@@ -33,6 +33,10 @@ def tests(row: Row) -> list[tuple[str, ...]]:
     """Give the overrides of ``evaluate.py`` for each test of a row: as trained, and with other numbers."""
     _, objects, components = _trained(row)
     of_digits = tuple(each for each in row.overrides if each.startswith("data.num_digits_used="))
+    trainer = settings(row)["trainer"]
+    limits = [f"trainer.limit_test_batches={trainer['limit_test_batches']}"]
+    if trainer["precision"] != "32-true":
+        limits.append(f"trainer.precision={trainer['precision']}")
     cases = [(objects, components, 20)]
     if components > 1:
         cases.append((objects, components, 40))
@@ -46,7 +50,7 @@ def tests(row: Row) -> list[tuple[str, ...]]:
             f"num_components={k}",
             f"num_steps={steps}",
             f"data.num_frames={steps + 1}",
-            f"trainer.limit_test_batches={settings(row)['trainer']['limit_test_batches']}",
+            *limits,
         )
         for count, k, steps in cases
     ]

@@ -65,4 +65,5 @@ def test_the_tests_have_so_many_sequences_as_is_said_and_without_scores_there_is
         batches = 4 if row.name.endswith("conv") else 16
         assert config["trainer"]["limit_test_batches"] == batches
         assert f"trainer.limit_test_batches={batches}" in sequences.tests(row)[0]
+        assert ("trainer.precision=bf16-mixed" in sequences.tests(row)[0]) == row.name.endswith("conv")
         assert batches * config["data"]["batch_size"] <= flying.SPLITS["test"][1]

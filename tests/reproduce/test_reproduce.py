@@ -38,10 +38,11 @@ def test_rows_by_name():
 
 def test_rows_compose_and_an_ablation_changes_one_setting():
     best = rows.settings(rows.ROWS["rnn_em"])
+    kinds = {"nem": "GradientMStep", "nem_published": "GradientMStep", "rnn_em_sprites": "GatedMStep"}
     for row in rows.GROUPS["trained"]:
-        assert rows.settings(row)["model"]["m_step"]["_target_"].endswith(
-            "GradientMStep" if row.name.startswith("nem") else "RecurrentMStep"
-        )
+        model = rows.settings(row)["model"]
+        assert model["m_step"]["_target_"].endswith(kinds.get(row.name, "RecurrentMStep"))
+        assert (model["init"] == "noise") == (row.name.endswith("published") or row.name == "rnn_em_sprites")
     for row in rows.GROUPS["steps"]:
         assert row.name == f"steps_T{rows.settings(row)['model']['num_steps']}" != "steps_T10"
     assert best["model"]["num_steps"] == 10

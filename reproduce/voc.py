@@ -2,10 +2,10 @@
 
     python -m reproduce.voc --checkpoint outputs/<run>/checkpoints/best.ckpt      # several: one for each seed
 
-Checkpoints may be of pixels (data=voc) and of features (data=voc_features); k-means on the same features is compared
-too. Everything is scored at the checkpoints' resolution and with their K, on the same images. Writes voc.csv, voc.json,
-voc.md and voc.png into results/; voc_val.* for ``--split val``, voc_baselines.* without a checkpoint. Needs the
-extra ``reproduce`` (pip install -c constraints.txt -e '.[reproduce]').
+Checkpoints may be of pixels (data=voc), of colours and places (data=voc_places) and of features (data=voc_features);
+k-means on the same channels is compared too. Everything is scored at the checkpoints' resolution and with their K, on
+the same images. Writes voc.csv, voc.json, voc.md and voc.png into results/; voc_val.* for ``--split val``,
+voc_baselines.* without a checkpoint. Needs the extra ``reproduce`` (pip install -c constraints.txt -e '.[reproduce]').
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from nem_lightning.datamodules import VOCDataModule, VOCFeaturesDataModule
+from nem_lightning.datamodules import VOCDataModule, VOCFeaturesDataModule, VOCPlacesDataModule
 from nem_lightning.datamodules.voc_features import STRIDE
 from nem_lightning.errors import InputError, require
 from nem_lightning.models.m_steps import GradientMStep, evaluating
@@ -38,7 +38,8 @@ KINDS = ("class", "instance")
 REFERENCES = ("colour k-means", "position + colour k-means", "compact blocks", "vertical strips")
 SEEDS = (0, 1, 2)  # for the baselines that draw random numbers
 SIZE, COMPONENTS = 64, 3  # used when no checkpoint is given
-COLOURS = 3  # channels of an image; other numbers of channels are features
+PIXELS: dict[int, type[VOCDataModule]] = {kind.channels: kind for kind in (VOCDataModule, VOCPlacesDataModule)}
+"""Data of one value for each pixel and channel, by the number of channels. Other numbers are feature maps."""
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m reproduce.voc", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--devkit", type=Path, default=data_dir / "VOCdevkit", help="the folder that holds VOC2012")
     parser.add_argument(
-        "--checkpoint", type=Path, nargs="+", default=[], help="of models trained on VOC or its features, each seed"
+        "--checkpoint", type=Path, nargs="+", default=[], help="of models trained on VOC in any form, each seed"
     )
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
@@ -71,17 +72,16 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
         raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
     modules = {path: checkpoints.load_module(path) for path in paths}
     size, k = size_and_components(modules)
-    images, features = VOCDataModule(str(devkit), str(cache_dir), size=size), {}
-    for count in {module.model.image_shape[0] for module in modules.values()} - {COLOURS}:
-        features[count] = VOCFeaturesDataModule(str(devkit), str(cache_dir), size=size, num_features=count)
+    images = VOCDataModule(str(devkit), str(cache_dir), size=size)
+    others = {count: data_of(count, devkit, cache_dir, size) for count in channels_of(modules) - {images.channels}}
     methods: dict[str, list[tuple[GroupingModule, Data]]] = {}
     for module in modules.values():
-        own = features.get(module.model.image_shape[0], images)
+        own = others.get(module.model.image_shape[0], images)
         module.model.check_images(own.image_shape, own.binary)
         methods.setdefault(title(module), []).append((module, own))
-    for data in (images, *features.values()):
+    for data in (images, *others.values()):
         data.prepare_data()
-    compared = [(f"k-means, {count} features", colour_k_means, own) for count, own in features.items()]
+    compared = [(f"k-means, {named(count)}", colour_k_means, own) for count, own in others.items()]
     compared += [(name, label, images) for name, label in BASELINES.items()]
     for name, label, own in compared:
         seeds = SEEDS if name in SEEDED or own is not images else SEEDS[:1]
@@ -121,7 +121,7 @@ def size_and_components(modules: Mapping[Path, GroupingModule]) -> tuple[int, in
     for path, module in modules.items():
         channels, height, width = module.model.image_shape
         require(height == width, f"--checkpoint {path}: takes images of {module.model.image_shape}; VOC's are squares")
-        found.append((height if channels == COLOURS else height * STRIDE, module.model.num_components))
+        found.append((height if channels in PIXELS else height * STRIDE, module.model.num_components))
         for name, one, first in zip(("image size", "num_components"), found[-1], found[0], strict=True):
             require(one == first, f"--checkpoint {path}: {name} is {one}, the first one's {first}; must be equal")
     return found[0] if found else (SIZE, COMPONENTS)
@@ -131,7 +131,24 @@ def title(module: GroupingModule) -> str:
     """Give the name of a trained model in the tables."""
     em = "N-EM" if isinstance(getattr(module.model, "m_step", None), GradientMStep) else "RNN-EM"
     channels = module.model.image_shape[0]
-    return em if channels == COLOURS else f"{em}, {channels} features"
+    return em if channels == VOCDataModule.channels else f"{em}, {named(channels)}"
+
+
+def channels_of(modules: Mapping[Path, GroupingModule]) -> set[int]:
+    """Give the numbers of channels of the checkpoints' data."""
+    return {module.model.image_shape[0] for module in modules.values()}
+
+
+def data_of(channels: int, devkit: Path, cache_dir: Path, size: int) -> Data:
+    """Give the data of a number of channels, for images of a size."""
+    if channels in PIXELS:
+        return PIXELS[channels](str(devkit), str(cache_dir), size=size)
+    return VOCFeaturesDataModule(str(devkit), str(cache_dir), size=size, num_features=channels)
+
+
+def named(channels: int) -> str:
+    """Say what the channels are, other than those of an image."""
+    return "colours and places" if channels in PIXELS else f"{channels} features"
 
 
 def describe(path: Path, module: GroupingModule) -> dict[str, Any]:

@@ -34,6 +34,8 @@ NOTES = (
     "with one object gets 1 or 0, and 1 for no grouping at all; 2+: images with at least two). Colour R²: the share "
     "of colour variance that the segments explain. Segments used: those with at least 1 % of the pixels.",
     "Agreement is over all pixels but void, background a group like the others; 0 is chance, 1 is the same grouping.",
+    "Colours and places are six channels of one variance: whitened red, green and blue, the row, the column, and the "
+    "distance from the image's middle.",
     "Features are those of a network that was trained on ImageNet with labels; groupings of feature maps are "
     "enlarged to the images' size.",
     "± is the standard deviation over runs (checkpoints, or seeds of a baseline), where it is not 0.000.",

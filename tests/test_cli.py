@@ -81,8 +81,8 @@ def test_help_does_not_wait_for_what_it_does_not_need(script, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"python {script}" in done.stdout and "Examples" in done.stdout
     assert (
-        "data: bars, corners, files, flying_mnist, flying_shapes, mnist_shape, multi_mnist, shapes, voc, voc_features"
-        in done.stdout
+        "data: bars, corners, files, flying_mnist, flying_shapes, mnist_shape, multi_mnist, shapes, voc, voc_features, "
+        "voc_places" in done.stdout
     )
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "hydra" in imported

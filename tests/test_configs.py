@@ -37,6 +37,7 @@ FEW = [
 
 
 SMALL = {"voc": ["data.size=16", "model.m_step.hidden_size=20"]}
+SMALL["voc_places"] = SMALL["voc"]
 SMALL["voc_features"] = [*SMALL["voc"], "data.num_features=4"]
 
 

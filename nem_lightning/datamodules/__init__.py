@@ -12,6 +12,7 @@ from nem_lightning.datamodules.mnist import FlyingMNISTDataModule
 from nem_lightning.datamodules.shapes import ShapesDataModule
 from nem_lightning.datamodules.voc import VOCDataModule
 from nem_lightning.datamodules.voc_features import VOCFeaturesDataModule
+from nem_lightning.datamodules.voc_places import VOCPlacesDataModule
 
 __all__ = [
     "BarsDataModule",
@@ -24,4 +25,5 @@ __all__ = [
     "ShapesDataModule",
     "VOCDataModule",
     "VOCFeaturesDataModule",
+    "VOCPlacesDataModule",
 ]

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ class VOCDataModule(FramesDataModule[TensorFrames]):
     """
 
     binary = False
+    channels: ClassVar[int] = 3
+    """C, of the frames that :meth:`load` gives."""
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class VOCDataModule(FramesDataModule[TensorFrames]):
         super().__init__(batch_size, seed)
         require_count("size", size)
         require_flag("download", download)
-        self.image_shape = (3, size, size)
+        self.image_shape = (self.channels, size, size)
         self.devkit = Path(devkit).expanduser()
         self.root = self.devkit / "VOC2012"
         self.cache_dir = Path(cache_dir).expanduser()

@@ -217,6 +217,29 @@ class SpriteDecoder(nn.Module):
         return torch.logit(self.EDGE + (1 - 2 * self.EDGE) * mean) if self.binary else mean
 
 
+class ConstantDecoder(nn.Linear):
+    """Gives each channel one value, the same at every pixel: (N, D) -> (N, C, H, W).
+
+    Components are then points in C dimensions, and grouping is by how far each pixel is from each point.
+
+    Args:
+        image_shape: (C, H, W).
+        state_size: D, at least 1.
+
+    Raises:
+        InputError: a number below 1.
+    """
+
+    def __init__(self, image_shape: Sequence[int], state_size: int) -> None:
+        require_count("state_size", state_size)
+        channels, self.height, self.width = checked_shape(image_shape)
+        super().__init__(state_size, channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Decode: (N, D) -> (N, C, H, W)."""
+        return super().forward(input)[:, :, None, None].expand(-1, -1, self.height, self.width)
+
+
 def _places(side: int, patch_size: int) -> Tensor:
     """Give which place of a patch puts each of its rows at each row of the image; one past the last if none does.
 

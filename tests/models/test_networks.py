@@ -9,6 +9,7 @@ from torch import nn
 from nem_lightning.errors import InputError
 from nem_lightning.models.m_steps import RecurrentMStep
 from nem_lightning.models.networks import (
+    ConstantDecoder,
     ConvDecoder,
     ConvEncoder,
     DenseDecoder,
@@ -49,6 +50,16 @@ def test_dense_networks():
     new, params = m_step(torch.rand(2, 3, *shape), torch.zeros(2, 3, 4))
     assert new.shape == (2, 3, 4) and params.shape == (2, 3, *shape) and params.min() < 0
     assert m_step.input_layer.in_features == 7
+
+
+def test_a_constant_component_has_one_value_a_channel():
+    decoder, state = ConstantDecoder((2, 3, 4), 5), torch.randn(6, 5)
+    found = decoder(state)
+    assert found.shape == (6, 2, 3, 4)
+    values = state @ decoder.weight.T + decoder.bias
+    assert torch.allclose(found, values.view(6, 2, 1, 1).expand(-1, -1, 3, 4), atol=1e-6)
+    with pytest.raises(InputError, match="state_size=0: must be an integer of at least 1"):
+        ConstantDecoder((2, 3, 4), 0)
 
 
 @pytest.mark.parametrize("binary", [True, False])

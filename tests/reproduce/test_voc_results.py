@@ -77,6 +77,16 @@ def of_features(trained):
     return devkit.parent / "features.ckpt"
 
 
+@pytest.fixture(scope="module")
+def of_places(trained):
+    """Give a checkpoint of a model of colours and places, with K = 3 and the image size of the others."""
+    _, devkit = trained
+    config = {"model": {**MODEL, "m_step": {**M_STEP, "image_shape": [6, 16, 16]}}, "module": MODULE}
+    saved = {checkpoints.KEY: config, "epoch": 4, "global_step": 40}
+    torch.save(saved | {"state_dict": checkpoints.build(**config).state_dict()}, devkit.parent / "places.ckpt")
+    return devkit.parent / "places.ckpt"
+
+
 def command(monkeypatch, devkit, out, *arguments) -> None:
     monkeypatch.setenv("NEM_DATA_DIR", str(devkit.parent))
     monkeypatch.setattr("sys.argv", ["voc", "--devkit", str(devkit), "--out", str(out), *map(str, arguments)])
@@ -112,13 +122,15 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     assert "voc.json" in capsys.readouterr().out
 
 
-def test_models_of_pixels_and_of_features_are_compared(trained, of_features, tmp_path, monkeypatch):
+def test_models_of_pixels_places_and_features_are_compared(trained, of_features, of_places, tmp_path, monkeypatch):
     of, devkit = trained
-    command(monkeypatch, devkit, tmp_path, "--checkpoint", of(3), of_features)
+    command(monkeypatch, devkit, tmp_path, "--checkpoint", of(3), of_features, of_places)
     result = json.loads((tmp_path / "voc.json").read_text())
-    assert set(result["scores"]) == {"RNN-EM", "RNN-EM, 4 features", *BASELINES, "k-means, 4 features", "true classes"}
-    assert result["scores"]["k-means, 4 features"]["mbo_class"]["runs"] == 3
-    assert [one["method"] for one in result["settings"]["checkpoints"]] == ["RNN-EM", "RNN-EM, 4 features"]
+    models = ["RNN-EM", "RNN-EM, 4 features", "RNN-EM, colours and places"]
+    others = {"k-means, 4 features", "k-means, colours and places"}
+    assert set(result["scores"]) == {*models, *others, *BASELINES, "true classes"}
+    assert [result["scores"][name]["mbo_class"]["runs"] for name in others] == [3, 3]
+    assert [one["method"] for one in result["settings"]["checkpoints"]] == models
     assert "\nRNN-EM, 4 features: `" in (tmp_path / "voc.md").read_text()
 
 

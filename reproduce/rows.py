@@ -124,9 +124,10 @@ _GROWTH = (
     *(_growth("units", units, f"model.m_step.hidden_size={units}") for units in (10, 25, 50, 100, 500, 1000)),
     *(
         _growth("images", images, f"data.train_images={images}", f"trainer.max_epochs={100_000 // images}")
-        for images in (1_000, 2_500, 10_000)
+        for images in (1_000, 2_500, 10_000, 100_000)
     ),
-    *(_growth("size", size, f"data.size={size}") for size in (20, 40, 56)),  # 40 x 40 is also three objects
+    _growth("images", 1_000_000, "data.train_images=1000000", "trainer.max_epochs=1"),
+    *(_growth("size", size, f"data.size={size}") for size in (20, 40, 56, 112)),  # 40 x 40 is also three objects
     *(
         _growth("objects", count, "data.size=40", f"data.num_objects={count}", f"model.num_components={count}")
         for count in (2, 5, 8, 12)

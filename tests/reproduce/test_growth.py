@@ -20,7 +20,7 @@ def test_one_thing_grows_in_each_row():
     )
     whole = [json.dumps({part: config[part] for part in ("model", "data", "trainer")}) for config in by_name.values()]
     assert len(set(whole)) == len(whole)  # nothing is trained twice
-    for images in (1_000, 2_500, 10_000):
+    for images in (1_000, 2_500, 10_000, 100_000):
         row = by_name[f"growth_images_{images}"]
         assert row["data"]["train_images"] * row["trainer"]["max_epochs"] == 50_000 * best["trainer"]["max_epochs"]
 

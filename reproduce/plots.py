@@ -81,7 +81,7 @@ def growth(lines: Lines, titles: Mapping[str, str]) -> Figure:
         below.xaxis.minorticks_off()
     rows[0, 0].set_ylabel("AMI (max)")
     rows[1, 0].set_ylabel("CPU milliseconds an update")
-    ticks = [20, 50, 100, 200, 500]
+    ticks = [20, 50, 100, 200, 500, 1000]
     rows[1, 0].set_yticks(ticks, [str(tick) for tick in ticks])
     rows[1, 0].yaxis.set_minor_formatter("")
     return figure

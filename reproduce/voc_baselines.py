@@ -17,6 +17,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from nem_lightning.datamodules.voc_places import places
+from nem_lightning.errors import require
 from nem_lightning.models.classical import ClassicalModel, one_hot
 from nem_lightning.models.grouping import Grouping
 
@@ -81,6 +83,16 @@ def compact_blocks(image: np.ndarray, k: int, seed: int) -> np.ndarray:
     return _blocks(*image.shape[:2], k, seed)
 
 
+def middle_and_sides(image: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Split the image into K parts, the same for every image: k-means on the three places of ``data=voc_places``.
+
+    With K=3, these are a disc in the middle, and two halves of what is around.
+    """
+    size, width = image.shape[:2]
+    require(size == width, f"image: is {size} x {width}; must be a square")
+    return _middle(size, k, seed)
+
+
 def strips(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
     """Split the image into K vertical strips of equal width."""
     height, width = image.shape[:2]
@@ -98,10 +110,11 @@ BASELINES: dict[str, Label] = {
     "SLIC merged": slic,
     "Felzenszwalb merged": felzenszwalb,
     "compact blocks": compact_blocks,
+    "middle and sides": middle_and_sides,
     "vertical strips": strips,
     "whole image": whole_image,
 }
-SEEDED = ("colour k-means", "position + colour k-means", "compact blocks")
+SEEDED = ("colour k-means", "position + colour k-means", "compact blocks", "middle and sides")
 """Baselines that draw random numbers."""
 
 
@@ -162,3 +175,8 @@ def _positions(height: int, width: int) -> np.ndarray:
 @functools.cache
 def _blocks(height: int, width: int, k: int, seed: int) -> np.ndarray:
     return _k_means(_positions(height, width), k, seed)
+
+
+@functools.cache
+def _middle(size: int, k: int, seed: int) -> np.ndarray:
+    return _k_means(places(size).permute(1, 2, 0).numpy(), k, seed)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,5 +137,5 @@ def picture(groupings: dict[str, list[Tensor]], pixels: Tensor, classes: Tensor)
             ax.imshow(colours, vmin=0, vmax=1, interpolation="nearest")
             ax.axis("off")
     for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title.replace(" k-means", "\nk-means").replace(" merged", "\nmerged"), fontsize=8)
+        ax.set_title(re.sub(", | (?=k-means|merged|and)", "\n", title), fontsize=8)
     return figure

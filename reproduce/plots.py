@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 Lines = Sequence[dict[str, Any]]
 
@@ -77,7 +77,8 @@ def growth(lines: Lines, titles: Mapping[str, str]) -> Figure:
             _band(axes, points, "value", name, "o-", None)
             axes.grid(alpha=0.3)
         below.set(xlabel=titles[factor], xscale="log", yscale="log")
-        below.set_xticks([point["value"] for point in points], [f"{point['value']:,}" for point in points])
+        below.set_xticks([point["value"] for point in points])
+        below.xaxis.set_major_formatter(EngFormatter(sep=""))
         below.xaxis.minorticks_off()
     rows[0, 0].set_ylabel("AMI (max)")
     rows[1, 0].set_ylabel("CPU milliseconds an update")

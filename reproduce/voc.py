@@ -73,7 +73,8 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
     modules = {path: checkpoints.load_module(path) for path in paths}
     size, k = size_and_components(modules)
     images = VOCDataModule(str(devkit), str(cache_dir), size=size)
-    others = {count: data_of(count, devkit, cache_dir, size) for count in channels_of(modules) - {images.channels}}
+    counts = {module.model.image_shape[0] for module in modules.values()} - {images.channels}
+    others = {count: data_of(count, devkit, cache_dir, size) for count in counts}
     methods: dict[str, list[tuple[GroupingModule, Data]]] = {}
     for module in modules.values():
         own = others.get(module.model.image_shape[0], images)
@@ -132,11 +133,6 @@ def title(module: GroupingModule) -> str:
     em = "N-EM" if isinstance(getattr(module.model, "m_step", None), GradientMStep) else "RNN-EM"
     channels = module.model.image_shape[0]
     return em if channels == VOCDataModule.channels else f"{em}, {named(channels)}"
-
-
-def channels_of(modules: Mapping[Path, GroupingModule]) -> set[int]:
-    """Give the numbers of channels of the checkpoints' data."""
-    return {module.model.image_shape[0] for module in modules.values()}
 
 
 def data_of(channels: int, devkit: Path, cache_dir: Path, size: int) -> Data:

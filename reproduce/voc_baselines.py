@@ -18,7 +18,6 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from nem_lightning.datamodules.voc_places import places
-from nem_lightning.errors import require
 from nem_lightning.models.classical import ClassicalModel, one_hot
 from nem_lightning.models.grouping import Grouping
 
@@ -80,7 +79,7 @@ def felzenszwalb(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
 
 def compact_blocks(image: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Split the image into K blocks, the same for every image: k-means on (row, column)."""
-    return _blocks(*image.shape[:2], k, seed)
+    return _parts(_positions, *image.shape[:2], k, seed)
 
 
 def middle_and_sides(image: np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -88,9 +87,7 @@ def middle_and_sides(image: np.ndarray, k: int, seed: int) -> np.ndarray:
 
     With K=3, these are a disc in the middle, and two halves of what is around.
     """
-    size, width = image.shape[:2]
-    require(size == width, f"image: is {size} x {width}; must be a square")
-    return _middle(size, k, seed)
+    return _parts(_places, *image.shape[:2], k, seed)
 
 
 def strips(image: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
@@ -172,11 +169,12 @@ def _positions(height: int, width: int) -> np.ndarray:
     return np.stack(np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij"), axis=2)
 
 
-@functools.cache
-def _blocks(height: int, width: int, k: int, seed: int) -> np.ndarray:
-    return _k_means(_positions(height, width), k, seed)
+def _places(height: int, width: int) -> np.ndarray:
+    """Give row, column and distance from the middle of each pixel, each of variance 1, (H, W, 3)."""
+    return places(height, width).permute(1, 2, 0).numpy()
 
 
 @functools.cache
-def _middle(size: int, k: int, seed: int) -> np.ndarray:
-    return _k_means(places(size).permute(1, 2, 0).numpy(), k, seed)
+def _parts(coordinates: Callable[[int, int], np.ndarray], height: int, width: int, k: int, seed: int) -> np.ndarray:
+    """Cluster an image's coordinates, once for all images of a size."""
+    return _k_means(coordinates(height, width), k, seed)

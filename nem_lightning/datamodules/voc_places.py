@@ -1,5 +1,6 @@
 """Pascal VOC's pixels as points: three colours, and three numbers that say where the pixel is."""
 
+import functools
 from typing import ClassVar
 
 import torch
@@ -29,12 +30,16 @@ class VOCPlacesDataModule(VOCDataModule):
     channels: ClassVar[int] = 6
 
     def load(self, stage: str) -> TensorFrames:
-        images, training = super().load(stage), super().load("train")
-        mean, whitening = whitening_of(training.frames[:, 0] / training.scale)
+        images, (mean, whitening) = super().load(stage), self._whitening
         pixels = images.frames[:, 0] / images.scale - mean[:, None, None]
         colours = torch.einsum("nchw,cd->ndhw", pixels, whitening)
-        points = torch.cat([colours, places(self.image_shape[1]).expand(len(colours), -1, -1, -1)], 1)
+        points = torch.cat([colours, places(*self.image_shape[1:]).expand(len(colours), -1, -1, -1)], 1)
         return TensorFrames(MEAN + SPREAD * points[:, None], images.groups)
+
+    @functools.cached_property
+    def _whitening(self) -> tuple[Tensor, Tensor]:
+        training = super().load("train")
+        return whitening_of(training.frames[:, 0] / training.scale)
 
 
 def whitening_of(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,10 +53,9 @@ def whitening_of(images: Tensor) -> tuple[Tensor, Tensor]:
     return colours.mean(1).to(images.dtype), whitening.to(images.dtype)
 
 
-def places(size: int) -> Tensor:
-    """Give row, column, and distance from the middle, each of mean 0 and variance 1 over the image: (3, size, size)."""
-    line = torch.linspace(-1, 1, size)
-    row, column = torch.meshgrid(line, line, indexing="ij")
+def places(height: int, width: int) -> Tensor:
+    """Give row, column, and distance from the middle, each of mean 0 and variance 1 over the image: (3, H, W)."""
+    row, column = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     found = torch.stack([row, column, torch.hypot(row, column)])
     deviation, mean = torch.std_mean(found, (1, 2), correction=0, keepdim=True)
     return (found - mean) / deviation.clamp_min(1e-6)

@@ -39,7 +39,7 @@ NOTES = (
     "distance from the image's middle.",
     "Features are those of a network that was trained on ImageNet with labels; groupings of feature maps are "
     "enlarged to the images' size.",
-    "± is the standard deviation over runs (checkpoints, or seeds of a baseline), where it is not 0.000.",
+    "± is the standard deviation over runs (checkpoints, or seeds of a baseline), if it is not 0.000.",
 )
 
 

@@ -84,7 +84,7 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy the earlier run's best checkpoint to this run's folder, and remember its score.
 
-        Where the file is gone or cut short, the best is looked for anew.
+        If the file is gone or cut short, the best is looked for anew.
         """
         if not state_dict["best_model_path"]:
             return

@@ -51,7 +51,7 @@ class WholeFiles(TorchCheckpointIO):
         try:
             with atomic_file(Path(path)) as temporary:
                 torch.save(checkpoint, temporary)
-        except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError where a file cannot be written
+        except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError if a file cannot be written
             reason = str(error).splitlines()[0]
             raise InputError(f"{path}: cannot be written ({reason}); what was saved before is as it was") from error
 

@@ -1,4 +1,4 @@
-"""The W&B logger, offline by itself where nobody is logged in or nothing can be reached."""
+"""The W&B logger, offline by itself if nobody is logged in or nothing can be reached."""
 
 import contextlib
 import logging
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 class WandbLogger(LightningWandbLogger):
     """Lightning's W&B logger, with a default for ``offline`` that asks for no account, and runs that go on.
 
-    Where an earlier process logged to ``save_dir``, this one goes on with its run. W&B's own console output
-    is off: :meth:`where` says in a line where the run is. At the end W&B is waited for a minute (or
-    ``WANDB_FINISH_TIMEOUT`` seconds), what was not sent by then can be sent with ``wandb sync``.
+    If an earlier process logged to ``save_dir``, this one goes on with the same run. W&B prints nothing itself:
+    :meth:`where` says in a line where the run is. At the end, W&B has a minute (or ``WANDB_FINISH_TIMEOUT`` seconds)
+    to send the rest. ``wandb sync`` sends what is left.
 
     Args:
         save_dir: the run's folder.
-        offline: true or false; None is online where the user is logged in and W&B answers within 30 s,
-            else offline. The variable ``WANDB_MODE`` is followed where it is set.
+        offline: true or false; None is online if the user is logged in and W&B answers within 30 s,
+            else offline. Unless ``offline`` is true, the variable ``WANDB_MODE`` decides if it is set.
         summary: metrics of which the run's summary keeps the best value beside the last: "min" or "max".
         kwargs: as for :class:`pytorch_lightning.loggers.WandbLogger`.
     """
@@ -81,13 +81,13 @@ class WandbLogger(LightningWandbLogger):
             super().log_metrics(metrics, step)
 
     def finalize(self, status: str) -> None:
-        """Send the checkpoints, where ``log_model`` asks for it."""
+        """Send the checkpoints, if ``log_model`` asks for it."""
         with self.surviving():
             super().finalize(status)
 
     @contextlib.contextmanager
     def surviving(self) -> Iterator[None]:
-        """Let the run go on where W&B fails within the block, with one warning.
+        """Let the run go on if W&B fails within the block, with one warning.
 
         SLURM sends SIGTERM to all processes of a job, W&B's among them, which ends at once; the run has yet to save.
         """
@@ -99,7 +99,7 @@ class WandbLogger(LightningWandbLogger):
             self._failed = True
 
     def where(self) -> str:
-        """Where the run is to be seen: its address, or the command that uploads it."""
+        """Give the address of the run, or the command that uploads the run."""
         run = self.experiment
         if run.disabled:
             return "disabled"
@@ -113,7 +113,7 @@ class WandbLogger(LightningWandbLogger):
         """End the run, so that the next one in this process starts its own.
 
         Args:
-            error: what ended the run early; W&B shows it as failed, or as preempted where a signal stopped it.
+            error: what ended the run early; W&B shows it as failed, or as preempted if a signal stopped the run.
         """
         with self.surviving():
             stopped = isinstance(error, SIGTERMException) and getattr(error, "number", None) != signal.SIGINT

@@ -113,6 +113,6 @@ def _finish(axes: Axes, x: str, y: str, kmeans: float = np.nan) -> None:
     if kmeans == kmeans:
         axes.axhline(kmeans, color="black", linestyle=":", label="k-means on (x, y)")
     axes.set(xlabel=x, ylabel=y)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # below the axes, so that it hides no line

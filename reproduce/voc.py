@@ -4,8 +4,9 @@
 
 Checkpoints may be of pixels (data=voc), of colours and places (data=voc_places) and of features (data=voc_features);
 k-means on the same channels is compared too. Everything is scored at the checkpoints' resolution and with their K, on
-the same images. Writes voc.csv, voc.json, voc.md and voc.png into results/; voc_val.* for ``--split val``,
-voc_baselines.* without a checkpoint. Needs the extra ``reproduce`` (pip install -c constraints.txt -e '.[reproduce]').
+the same images. Writes voc.csv, voc.json, voc.md and voc.png into results/. The names of other results say what
+differs: voc_K4.*, voc_128x128.*, voc_val.* for ``--split val``, voc_baselines.* without a checkpoint. Needs the extra
+``reproduce`` (pip install -c constraints.txt -e '.[reproduce]').
 """
 
 import argparse
@@ -37,7 +38,7 @@ Data = VOCDataModule | VOCFeaturesDataModule
 KINDS = ("class", "instance")
 REFERENCES = ("colour k-means", "position + colour k-means", "compact blocks", "vertical strips")
 SEEDS = (0, 1, 2)  # for the baselines that draw random numbers
-SIZE, COMPONENTS = 64, 3  # used when no checkpoint is given
+SIZE, COMPONENTS = 64, 3  # of the baselines without a checkpoint; names of files say when others are used
 PIXELS: dict[int, type[VOCDataModule]] = {kind.channels: kind for kind in (VOCDataModule, VOCPlacesDataModule)}
 """Data of one value for each pixel and channel, by the number of channels. Other numbers are feature maps."""
 
@@ -106,7 +107,8 @@ def run(devkit: Path, cache_dir: Path, paths: list[Path], split: str, out: Path,
         },
         **measured(groupings, pixels, masks),
     }
-    stem = "_".join(["voc", *([] if modules else ["baselines"]), *(["val"] if split == "val" else [])])
+    parts = {"baselines": not modules, f"K{k}": k != COMPONENTS, f"{size}x{size}": size != SIZE, split: split != "test"}
+    stem = "_".join(["voc", *(part for part, differs in parts.items() if differs)])
     voc_output.show(result, console)
     places = voc_output.write(result, voc_output.picture(groupings, pixels, masks["class"]), out, stem)
     print_places([Place(*place) for place in places.items()], console)

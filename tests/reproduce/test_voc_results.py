@@ -96,8 +96,9 @@ def command(monkeypatch, devkit, out, *arguments) -> None:
 def test_the_command(trained, tmp_path, monkeypatch, capsys):
     of, devkit = trained
     command(monkeypatch, devkit, tmp_path, "--checkpoint", of(3, 0), of(3, 1))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"voc.{end}" for end in ("csv", "json", "md", "png")]
-    result = json.loads((tmp_path / "voc.json").read_text())
+    files = [f"voc_16x16.{end}" for end in ("csv", "json", "md", "png")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    result = json.loads((tmp_path / "voc_16x16.json").read_text())
     settings = result["settings"]
     assert settings["images"] == 24 and settings["with_instance_masks"] == 2
     assert (settings["size"], settings["num_components"]) == (16, 3)
@@ -114,24 +115,24 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     colour = {name: of["colour_r2"]["mean"] for name, of in result["scores"].items()}
     assert max(colour, key=lambda name: colour[name]) == "colour k-means" and colour["whole image"] == pytest.approx(0)
     assert result["agreement"]["RNN-EM"]["ami with true class masks"]["images"] == 24
-    with open(tmp_path / "voc.csv", newline="") as file:
+    with open(tmp_path / "voc_16x16.csv", newline="") as file:
         rows = {(row["method"], row["score"]): row for row in csv.DictReader(file)}
     assert float(rows["RNN-EM", "mbo_class"]["mean"]) == ours["mbo_class"]["mean"]
-    assert (tmp_path / "voc.png").stat().st_size > 10_000
-    assert "| SLIC merged |" in (tmp_path / "voc.md").read_text()
-    assert "voc.json" in capsys.readouterr().out
+    assert (tmp_path / "voc_16x16.png").stat().st_size > 10_000
+    assert "| SLIC merged |" in (tmp_path / "voc_16x16.md").read_text()
+    assert "voc_16x16.json" in capsys.readouterr().out
 
 
 def test_models_of_pixels_places_and_features_are_compared(trained, of_features, of_places, tmp_path, monkeypatch):
     of, devkit = trained
     command(monkeypatch, devkit, tmp_path, "--checkpoint", of(3), of_features, of_places)
-    result = json.loads((tmp_path / "voc.json").read_text())
+    result = json.loads((tmp_path / "voc_16x16.json").read_text())
     models = ["RNN-EM", "RNN-EM, 4 features", "RNN-EM, colours and places"]
     others = {"k-means, 4 features", "k-means, colours and places"}
     assert set(result["scores"]) == {*models, *others, *BASELINES, "true classes"}
     assert [result["scores"][name]["mbo_class"]["runs"] for name in others] == [3, 3]
     assert [one["method"] for one in result["settings"]["checkpoints"]] == models
-    assert "\nRNN-EM, 4 features: `" in (tmp_path / "voc.md").read_text()
+    assert "\nRNN-EM, 4 features: `" in (tmp_path / "voc_16x16.md").read_text()
 
 
 def test_responsibilities_of_feature_maps_are_enlarged(trained, of_features):
@@ -152,6 +153,14 @@ def test_without_a_checkpoint_nothing_else_is_overwritten(trained, tmp_path, mon
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["voc_baselines_val"] * 4
     settings = json.loads((tmp_path / "voc_baselines_val.json").read_text())["settings"]
     assert (settings["images"], settings["size"], settings["num_components"]) == (3, 64, 3)
+
+
+def test_other_k_and_sizes_overwrite_nothing(trained, tmp_path, monkeypatch):
+    of, devkit = trained
+    (tmp_path / "voc.md").write_text("K=3, 64 x 64")
+    command(monkeypatch, devkit, tmp_path, "--split", "val", "--checkpoint", of(2))
+    assert {path.stem for path in tmp_path.iterdir()} == {"voc", "voc_K2_16x16_val"}
+    assert (tmp_path / "voc.md").read_text() == "K=3, 64 x 64"
 
 
 def test_errors_are_one_line_and_nothing_is_written(trained, tmp_path, monkeypatch):

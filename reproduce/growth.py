@@ -38,9 +38,9 @@ INTRO = f"""# Growth
 Written by `python -m reproduce tables` from `growth/`. RNN-EM with its best settings, and one thing that is changed. \
 Scores of `train.py`: means over the first {16 * BATCH:,} test images after the last step, of pixels of exactly one \
 object; AMI normalised by the larger entropy (max). *Milliseconds*: CPU time of an update, a batch of {BATCH} images, \
-on one thread. *Training images*: each row has 100,000 images in all, so fewer images are seen more often; only the \
-last row has a million, each of them once. *Objects*: on images of 40 x 40 pixels. ± is the sample standard deviation \
-over seeds.
+on one thread. *Training images*: the schedule of each row has 100,000 images in all, so fewer images are seen more \
+often; only the last row has a million, each of them once. *Objects*: on images of 40 x 40 pixels. ± is the sample \
+standard deviation over seeds.
 """
 
 

@@ -88,8 +88,8 @@ def write(result: dict[str, Any], picture: Figure, folder: Path, stem: str) -> d
     places = {name: folder / f"{stem}{suffix}" for name, suffix in kinds.items()}
     settings = result["settings"]
     trained = [
-        f"{of['method']}: `{of['file']}`, seed {of['seed']}, {of['epochs']} epochs, {of['updates']} updates, "
-        f"T={of['num_steps']}.\n\n"
+        f"{of['method']}: `{of['file']}`, seed {of['seed']}, weights after {of['epochs']} epochs "
+        f"({of['updates']} updates), T={of['num_steps']}.\n\n"
         for of in settings["checkpoints"]
     ]
     said = (

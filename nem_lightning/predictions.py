@@ -143,9 +143,7 @@ def _frames(images: Any, image_shape: tuple[int, int, int], binary: bool) -> np.
     """
     several = images if isinstance(images, list | tuple) else [images]
     require(len(several) > 0, "images: there are none")
-    parts = [
-        image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image) for image in several
-    ]
+    parts = [_array(image, image_shape[0]) for image in several]
     shapes = {part.shape for part in parts}
     require(len(shapes) == 1, f"images: have shapes {', '.join(map(str, sorted(shapes)))}; must all have one")
     array = np.stack(parts) if isinstance(images, list | tuple) else parts[0]
@@ -164,6 +162,15 @@ def _frames(images: Any, image_shape: tuple[int, int, int], binary: bool) -> np.
         f"images: have shape {array.shape}; this model takes images of {height}x{width} (height, width) with "
         f"{channels} channel{'s' if channels > 1 else ''}: resize or convert them"
     )
+
+
+def _array(image: Any, channels: int) -> np.ndarray:
+    """Give an array, a tensor or a PIL image as an array. Colours of PIL that are not RGB are converted."""
+    if isinstance(image, torch.Tensor):
+        return image.detach().cpu().numpy()
+    if isinstance(image, Image.Image) and image.mode in ("P", "CMYK", "YCbCr", "HSV", "LAB"):
+        image = image.convert("RGB").convert("L" if channels == 1 else "RGB")  # Pillow converts LAB to RGB alone
+    return np.asarray(image)
 
 
 def _write(output: Path, name: str, image: torch.Tensor, found: Groups, binary: bool) -> None:

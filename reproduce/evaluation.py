@@ -25,6 +25,7 @@ from nem_lightning.files import atomic_file
 from nem_lightning.models.em import NeuralEM
 from nem_lightning.report import runs as report
 from nem_lightning.runs.folder import CONFIG, SCORES, RunFolder
+from nem_lightning.runs.hints import hydra_value
 from nem_lightning.runs.settings import comparable, differences
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
@@ -76,7 +77,7 @@ class Run:
         if scores is None or not self.best_checkpoint.is_file():
             raise InputError(f"{self.folder}: no finished run; python -m reproduce train --rows {self.row.name} first")
         config = yaml.safe_load((self.folder / CONFIG).read_text())
-        others = differences(config, settings(self.row, self.extra), but=SEEDS_OF_A_RUN)
+        others = differences(config, settings(self.row, (*self.extra, f"seed={self.seed}")), but=SEEDS_OF_A_RUN)
         said = "; ".join(map(str, others[:3]))
         require(not others, f"{self.folder}: was trained with other settings ({said}); name them, or move it away")
         epochs, most = scores["epochs"], config["trainer"]["max_epochs"]
@@ -115,11 +116,17 @@ def evaluated(folder: Path, words: Sequence[str], since: Path | None, say: Calla
     Raises:
         InputError: the command failed.
     """
-    if since is not None and folder.exists() and folder.stat().st_mtime < since.stat().st_mtime:
-        shutil.rmtree(folder)  # of an earlier training
+    is_old = since is not None and folder.exists() and folder.stat().st_mtime < since.stat().st_mtime
+    if is_old or (folder.exists() and not (folder / SCORES).exists()):
+        shutil.rmtree(folder)  # of an earlier training, or of a test that was stopped
     if not (folder / SCORES).exists():
         say(f"python evaluate.py {' '.join(words)}")
-        command = [sys.executable, str(ROOT / "evaluate.py"), *words, f"hydra.run.dir={folder.absolute()}"]
+        command = [
+            sys.executable,
+            str(ROOT / "evaluate.py"),
+            *words,
+            f"hydra.run.dir={hydra_value(str(folder.absolute()))}",
+        ]
         if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
             raise InputError(f"{folder}: evaluate.py failed")
     return json.loads((folder / SCORES).read_text())

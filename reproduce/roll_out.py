@@ -13,7 +13,7 @@ from torch import Tensor
 
 import nem_lightning.datamodules
 from nem_lightning.datamodules.flying import FlyingDataModule
-from nem_lightning.errors import InputError, require
+from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
 from nem_lightning.models.em import NeuralEM
 from nem_lightning.models.roll_out import roll_out
@@ -45,24 +45,32 @@ def run(paths: Sequence[str], horizon: int, count: int, data_dir: str, out: Path
     data.
 
     Raises:
-        InputError: a checkpoint that cannot be read, or is not of NeuralEM on flying objects.
+        InputError: a checkpoint that cannot be read, or is not of NeuralEM on flying objects; checkpoints of several T;
+            or a number below 1.
     """
+    require_count("--horizon", horizon)
+    require_count("--sequences", count)
     errors: dict[str, Tensor] = {}
-    frames = None
+    frames, num_steps = None, 0
     for path in paths:
         model = checkpoints.load(path)
         require(isinstance(model, NeuralEM), f"--checkpoint={path}: is no NeuralEM")
         assert isinstance(model, NeuralEM)
+        num_steps = num_steps or model.num_steps
+        message = f"--checkpoint={path}: num_steps is {model.num_steps}, the first one's {num_steps}; must be equal"
+        require(model.num_steps == num_steps, message)
         if frames is None:
-            data = _data(checkpoints.read(path)[checkpoints.KEY]["data"], path, data_dir, model.num_steps + 1 + horizon)
-            frames = data.eval_dataloader("test").dataset.__getitems__(range(count))["frames"]  # pyright: ignore
-            errors[STAYS] = _errors([frames[:, model.num_steps]] * horizon, frames, model.num_steps)
+            data = _data(checkpoints.read(path)[checkpoints.KEY].get("data"), path, data_dir, num_steps + 1 + horizon)
+            test = data.load("test")
+            require(count <= len(test), f"--sequences={count}: must be at most {len(test)}")
+            frames = test.__getitems__(range(count))["frames"]
+            errors[STAYS] = _errors([frames[:, num_steps]] * horizon, frames, num_steps)
         parts = []
         for start in range(0, len(frames), BATCH):
             some = frames[start : start + BATCH]
             generator = torch.Generator().manual_seed(0)
-            found = roll_out(model, some, num_steps=model.num_steps, horizon=horizon, generator=generator)
-            parts.append(_errors(list(found), some, model.num_steps) * len(some) / len(frames))
+            found = roll_out(model, some, num_steps=num_steps, horizon=horizon, generator=generator)
+            parts.append(_errors(list(found), some, num_steps) * len(some) / len(frames))
         errors[f"K={model.num_components}: {path}"] = torch.stack(parts).sum(0)
     _show(errors)
     with atomic_file(out) as temporary, open(temporary, "w", newline="") as file:
@@ -72,7 +80,9 @@ def run(paths: Sequence[str], horizon: int, count: int, data_dir: str, out: Path
     Console().print(f"table  {out}", highlight=False, soft_wrap=True)
 
 
-def _data(config: Mapping, path: str, data_dir: str, num_frames: int) -> FlyingDataModule:
+def _data(config: Mapping | None, path: str, data_dir: str, num_frames: int) -> FlyingDataModule:
+    require(config is not None, f"--checkpoint={path}: does not say what it was trained on; must be of a run's folder")
+    assert config is not None
     name = str(config["_target_"]).rpartition(".")[2]
     kind = getattr(nem_lightning.datamodules, name, None)
     require(

@@ -25,6 +25,7 @@ from torch import Tensor
 from nem_lightning.datamodules import VOCDataModule, VOCFeaturesDataModule, VOCPlacesDataModule
 from nem_lightning.datamodules.voc_features import STRIDE
 from nem_lightning.errors import InputError, require
+from nem_lightning.models.em import NeuralEM
 from nem_lightning.models.m_steps import GradientMStep, evaluating
 from nem_lightning.runs.command_line import Place, print_places
 from nem_lightning.scores.base import VOID
@@ -132,9 +133,11 @@ def size_and_components(modules: Mapping[Path, GroupingModule]) -> tuple[int, in
 
 def title(module: GroupingModule) -> str:
     """Give the name of a trained model in the tables."""
-    em = "N-EM" if isinstance(getattr(module.model, "m_step", None), GradientMStep) else "RNN-EM"
-    channels = module.model.image_shape[0]
-    return em if channels == VOCDataModule.channels else f"{em}, {named(channels)}"
+    model, channels = module.model, module.model.image_shape[0]
+    name = type(model).__name__
+    if isinstance(model, NeuralEM):
+        name = "N-EM" if isinstance(model.m_step, GradientMStep) else "RNN-EM"
+    return name if channels == VOCDataModule.channels else f"{name}, {named(channels)}"
 
 
 def data_of(channels: int, devkit: Path, cache_dir: Path, size: int) -> Data:

@@ -37,6 +37,13 @@ def test_groups_are_those_of_the_model():
     assert load(BEST).num_components == 3  # the checkpoint is as it was
 
 
+def with_palette(image: np.ndarray) -> Image.Image:
+    """Give an image whose palette has white as 0 and black as 1."""
+    found = Image.fromarray(np.uint8(1) - image.astype(np.uint8), mode="P")
+    found.putpalette([255, 255, 255, 0, 0, 0])
+    return found
+
+
 @pytest.mark.parametrize(
     "images",
     [
@@ -46,8 +53,9 @@ def test_groups_are_those_of_the_model():
         torch.from_numpy(IMAGES)[:, None, None].bool(),
         [Image.fromarray(image * np.uint8(255)) for image in IMAGES],
         tuple(IMAGES > 0),
+        [with_palette(image) for image in IMAGES],
     ],
-    ids=["8 bits", "16 bits, NHWC", "tensor, NCHW", "tensor, NFCHW", "PIL", "tuple"],
+    ids=["8 bits", "16 bits, NHWC", "tensor, NCHW", "tensor, NFCHW", "PIL", "tuple", "PIL with a palette"],
 )
 def test_images_come_in_any_usual_form(images):
     expected = group(IMAGES, BEST, **FAST)

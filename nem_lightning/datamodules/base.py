@@ -199,6 +199,7 @@ class FramesDataModule(pl.LightningDataModule, Generic[Held]):
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
         require_count("batch_size", batch_size)
+        require_count("seed", seed, minimum=0)
         self.batch_size = batch_size
         self.seed = seed
         self.stages: dict[str, Held] = {}
@@ -233,7 +234,7 @@ class FramesDataModule(pl.LightningDataModule, Generic[Held]):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Give the training batches, in a different order in each epoch."""
         world, rank = self._processes()
-        count = len(self.stages["train"])
+        count = len(self._load_once("train"))
         sampler = Shuffled(count, self.passes(count), world, rank, self.seed)
         loader = self._loader("train", sampler, ResumableLoader)
         assert isinstance(loader, ResumableLoader)

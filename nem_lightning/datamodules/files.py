@@ -20,6 +20,8 @@ from nem_lightning.errors import require, require_count, require_flag, require_n
 
 log = logging.getLogger(__name__)
 
+CHANNELS = (1, 3, 4)
+"""How many an array may have; a fourth is opacity, and is left out."""
 DARK = 1 / 8
 """If no pixel is brighter, the images may have fewer bits than their files: 12 of 16 give 1/16."""
 
@@ -107,7 +109,10 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
             self._images, self._masks, self.layout = _arrays(self.path, masks, images_key, masks_key, layout)
             first = arrays.in_order(rows_of(self._images, spread(len(self._images), SAMPLE)), self.layout)
             _, num_frames, found, height, width = first.shape
-            require(channels in (None, found), f"channels={channels}: {self.path} has images of {found}")
+            require(found in CHANNELS, f"{self.path}: has images of {found} channels; must be 1, 3 or 4 (with opacity)")
+            require(
+                channels in (None, min(found, 3)), f"channels={channels}: {self.path} has images of {min(found, 3)}"
+            )
             height, width = wanted or (height, width)
             self.image_shape = (min(found, 3), height, width)
             self.scale = arrays.scale_of(first, str(self.path))
@@ -204,6 +209,9 @@ def _arrays(
         of_masks = arrays.read(Path(masks).expanduser(), "masks_key", masks_key)
     elif path.suffix != ".npy" or masks_key is not None:
         of_masks = arrays.read(path, "masks_key", masks_key, needed=False)
+        if masks_key is None and of_masks is not None and of_masks.ndim < 3:
+            log.info("%s: the labels are of whole images, so they are no masks", path)
+            of_masks = None
     layout = layout or arrays.layout_of(images.shape, str(path))
     letters = "".join(sorted(layout))
     fits = layout[:1] == "N" and letters in ("HNW", "CHNW", "FHNW", "CFHNW") and len(letters) == images.ndim

@@ -59,11 +59,11 @@ def fly(starts: np.ndarray, velocities: np.ndarray, room: np.ndarray, num_frames
         num_frames: F.
 
     Returns:
-        Whole pixels, (F, *S) uint8.
+        Whole pixels, (F, *S) int16.
     """
     moved = starts + np.arange(num_frames).reshape(-1, *[1] * starts.ndim) * velocities
     unfolded = moved % np.maximum(2 * room, 1)  # there and back
-    return ((np.minimum(unfolded, 2 * room - unfolded) + UNIT // 2) // UNIT).astype(np.uint8)
+    return ((np.minimum(unfolded, 2 * room - unfolded) + UNIT // 2) // UNIT).astype(np.int16)
 
 
 def render(templates: Tensor, scale: int, kinds: Tensor, positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ class Trajectories(Frames):
     Args:
         templates: what objects look like.
         kinds: (N, O) integers, which template each object has.
-        positions: (N, F, O, 2) uint8, row and column of each object.
+        positions: (N, F, O, 2) int16, row and column of each object.
         size: height and width of the images.
         device: where they are drawn.
     """

@@ -59,7 +59,7 @@ class ImageFolder:
         require(masks_path is None or masks_path.is_dir(), f"masks={masks}: no such folder")
         files = [file for file in pictures.find(path) if not pictures.is_mask(file)]
         if masks_path is not None:
-            files = [file for file in files if not file.is_relative_to(masks_path)]
+            files = [file for file in files if not file.resolve().is_relative_to(masks_path.resolve())]
         self.skipped: dict[Path, str] = {}
         found = dict(self._each(pictures.header, files))
         require(bool(found), f"{path}: has no images that can be read")
@@ -83,6 +83,8 @@ class ImageFolder:
         self.found_grey = channels is None and of_files == 3 and all(pixels.is_grey for pixels in looked)
         self.channels = 1 if self.found_grey else of_files
         self.masks = {file: pictures.mask_of(file, path, masks_path) for file in self.files}
+        if masks_path is None:
+            self._warn_of_other_masks(files)
         without = [file for file, mask in self.masks.items() if mask is None]
         self.has_masks = len(without) < len(self.files)
         require(self.has_masks or masks_path is None, f"masks={masks}: has no masks with the names of the images")
@@ -90,6 +92,14 @@ class ImageFolder:
         folders = {file.relative_to(path).parts[0] for file in self.files if len(file.relative_to(path).parts) > 1}
         self.has_splits = {"train", "test"} <= folders
         self.kept = self.files
+
+    def _warn_of_other_masks(self, images: list[Path]) -> None:
+        """Warn of files that are masks by their names, but of no image."""
+        used = {pictures.mask_of(image, self.path, None) for image in images}
+        others = [file for file in pictures.find(self.path) if pictures.is_mask(file) and file not in used]
+        if others:
+            kinds = ", ".join(pictures.SUFFIXES_OF_MASKS)
+            log.warning("%s: is a mask of no image, and is left out; masks are files of %s", others[0], kinds)
 
     def write(self, binary: bool) -> None:
         """Read all images and masks, and write them resized; does nothing if that was done before.

@@ -12,6 +12,8 @@ from PIL import ExifTags, Image, ImageOps
 from nem_lightning.errors import InputError, require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+SUFFIXES_OF_MASKS = (".png", ".tif", ".tiff", ".bmp")
+"""Formats that keep each label as it is."""
 LARGEST = 50_000_000
 """Pixels of an image; a file that says it has more is refused before it is decoded."""
 LIES = 5
@@ -62,7 +64,8 @@ def mask_of(path: Path, folder: Path, masks: Path | None) -> Path | None:
         candidates = [path.with_name(f"{path.stem}{name}") for name in NAMES_OF_MASKS]
     else:
         candidates = [masks / path.relative_to(folder).with_suffix("")]
-    files = [Path(f"{candidate}{suffix}") for candidate in candidates for suffix in (".png", ".tif", ".tiff", ".bmp")]
+    suffixes = [each for suffix in SUFFIXES_OF_MASKS for each in (suffix, suffix.upper())]
+    files = [Path(f"{candidate}{suffix}") for candidate in candidates for suffix in suffixes]
     return next((file for file in files if file.is_file()), None)
 
 

@@ -62,7 +62,7 @@ class NeuralEMLoss:
             require_number("prior", prior, minimum=0, maximum=1)
         else:
             require_number("prior", prior)
-        if isinstance(step_weights, str):
+        if isinstance(step_weights, str) or not isinstance(step_weights, Sequence):
             allowed = ", ".join(map(repr, _WEIGHTS))
             require(step_weights in _WEIGHTS, f"step_weights={step_weights!r}: must be {allowed} or a list of numbers")
         else:

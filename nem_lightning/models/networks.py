@@ -208,8 +208,9 @@ class SpriteDecoder(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """Draw: (N, D) -> (N, C, H, W)."""
         features = self.features(state)
-        rows, columns = self.place(features).float().split(self.counts, 1)
-        patch = self.patch(features).float().sigmoid().unflatten(1, self.patch_shape)  # (N, C, p, p)
+        precision = torch.promote_types(features.dtype, torch.float32)
+        rows, columns = self.place(features).to(precision).split(self.counts, 1)
+        patch = self.patch(features).to(precision).sigmoid().unflatten(1, self.patch_shape)  # (N, C, p, p)
         with torch.autocast(state.device.type, enabled=False):  # half precision would give means above 1
             down = _spread(rows, self.row_places)  # (N, 1, H, p)
             across = _spread(columns, self.column_places)  # (N, 1, W, p)

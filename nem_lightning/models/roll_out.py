@@ -57,6 +57,8 @@ def roll_out(
     """
     require_count("horizon", horizon)
     require(frames.shape[1] > 1, "frames: still images cannot be rolled out; must be sequences")
+    is_chosen = num_components is None and em.choose_up_to is not None
+    require(not is_chosen, "num_components: auto cannot be rolled out; must be an integer")
     steps = em.groupings(
         frames, num_components=num_components, num_steps=num_steps, num_starts=num_starts, generator=generator
     )

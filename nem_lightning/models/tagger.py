@@ -171,8 +171,10 @@ class Tagger(GroupingModel):
 
     def cost(self, image: Tensor, state: Tagging) -> Tensor:
         """Give the cross-entropy of x, (B, C, H, W), under sum_k m_k z_k, in nats an image, mean over the batch."""
-        expected = (state.responsibilities * state.mean).sum(1).clamp(1e-6, 1 - 1e-6)  # rounding may leave [0, 1]
-        return F.binary_cross_entropy(expected, image, reduction="sum") / len(image)
+        with torch.autocast(image.device.type, enabled=False):  # in half precision, 1 - 1e-6 is 1
+            expected = (state.responsibilities.to(image.dtype) * state.mean.to(image.dtype)).sum(1)
+            expected = expected.clamp(1e-6, 1 - 1e-6)  # rounding may leave [0, 1]
+            return F.binary_cross_entropy(expected, image, reduction="sum") / len(image)
 
 
 def _away_from_zero(values: Tensor, y: Tensor) -> Tensor:

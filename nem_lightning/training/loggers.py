@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -124,5 +125,7 @@ class WandbLogger(LightningWandbLogger):
 
 def _earlier_runs(save_dir: str) -> list[str]:
     """The ids of the W&B runs in a folder, in order of time, from W&B's folders ``run-<time>-<id>``."""
-    folders = [path.name for kind in ("run", "offline-run") for path in Path(save_dir).glob(f"wandb/{kind}-*-*")]
-    return [name.rpartition("-")[2] for name in sorted(folders, key=lambda name: name.split("run-")[-1])]
+    named = [
+        re.fullmatch(r"(?:offline-)?run-(\d+_\d+)-(.+)", path.name) for path in Path(save_dir, "wandb").glob("*-*")
+    ]
+    return [run_id for _, run_id in sorted(name.groups() for name in named if name is not None)]

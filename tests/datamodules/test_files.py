@@ -124,6 +124,27 @@ def test_pixels_unlike_those_looked_at_first_are_refused(tmp_path, monkeypatch):
     assert all_of(data_of(tmp_path / "mine.npy", binary=False))["frames"].max() == 0.5
 
 
+def test_masks_whose_suffix_is_in_capitals(tmp_path):
+    folder = folder_of(tmp_path / "mine", PIXELS, suffix="PNG")
+    for index, labels in enumerate(LABELS):
+        Image.fromarray(labels.astype(np.uint8)).save(folder / f"{index:02}_mask.PNG")
+    assert np.array_equal(all_of(data_of(folder))["groups"][:, 0].numpy(), LABELS)
+
+
+def test_masks_that_are_not_used_are_named(tmp_path, caplog):
+    folder = folder_of(tmp_path / "mine", PIXELS)
+    Image.fromarray(LABELS[0].astype(np.uint8)).save(folder / "00_mask.webp")
+    assert "groups" not in all_of(data_of(folder))
+    assert "00_mask.webp: is a mask of no image, and is left out; masks are files of .png, .tif" in caplog.text
+
+
+def test_a_folder_of_masks_within_the_images_that_is_named_another_way(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "mine", PIXELS)
+    folder_of(folder / "masks", LABELS.astype(np.uint8))
+    monkeypatch.chdir(tmp_path)
+    assert len(all_of(data_of(folder, masks="mine/masks"))["groups"]) == len(PIXELS)
+
+
 def test_bad_settings(tmp_path):
     np.save(tmp_path / "mine.npy", np.zeros((9, 4, 6)))
     for settings, message in (

@@ -42,6 +42,7 @@ def test_objects_move_straight_on_and_bounce_off_the_walls():
     assert fly(start, velocity, room, 9)[:, 0].tolist() == [3, 5, 3, 1, 1, 3, 5, 3, 1]
     assert fly(start, -velocity, room, 4)[:, 0].tolist() == [3, 1, 1, 3]
     assert not fly(start * 0, velocity, room * 0, 4).any()  # no room to move
+    assert fly(100 * start, velocity, 100 * room, 3)[:, 0].tolist() == [300, 302, 304]  # large images
     half = np.array([UNIT // 2])
     assert fly(half * 0, half, room, 5)[:, 0].tolist() == [0, 1, 1, 2, 2]  # to the nearest pixel
 

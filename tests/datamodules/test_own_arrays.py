@@ -69,12 +69,34 @@ def test_masks_of_sequences_and_objects_without_background(tmp_path):
         ({"one": np.ones((9, 4, 6)), "two": np.ones(3)}, {}, r"set data\.images_key .* its arrays are one, two"),
         ({"images": np.ones((9, 7, 6, 5))}, {}, r"does not tell the order of the axes; set data\.layout"),
         ({"images": np.ones((9, 4, 6))}, {"layout": "NHWC"}, "layout=NHWC: must name the 3 axes"),
+        ({"images": np.ones((9, 4, 6, 2))}, {"layout": "NHWC"}, r"has images of 2 channels; must be 1, 3 or 4"),
+        ({"images": np.ones((9, 4, 6, 5))}, {"layout": "NHWC"}, r"has images of 5 channels; must be 1, 3 or 4"),
+        ({"images": np.ones((9, 8, 6, 4))}, {"channels": 1}, "channels=1: .*has images of 3"),
     ],
 )
 def test_bad_arrays_are_named(tmp_path, arrays, settings, message):
     np.savez(tmp_path / "mine.npz", **arrays)
     with pytest.raises(InputError, match=message):
         all_of(data_of(tmp_path / "mine.npz", **settings))
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("labels", "npz"), ("y", "h5")])
+def test_labels_of_whole_images_are_no_masks(tmp_path, name, suffix):
+    path = tmp_path / f"mine.{suffix}"
+    if suffix == "npz":
+        np.savez(path, **{"images": PIXELS, name: np.arange(30)})  # pyright: ignore[reportArgumentType]
+    else:
+        with h5py.File(path, "w") as file:
+            file["images"], file[name] = PIXELS, np.arange(30)
+    assert "groups" not in all_of(data_of(path))
+    with pytest.raises(InputError, match=r"masks have shape"):
+        all_of(data_of(path, masks_key=name))
+
+
+def test_the_fourth_channel_is_opacity(tmp_path):
+    np.savez(tmp_path / "mine.npz", images=np.concatenate([PIXELS, PIXELS[..., :1]], 3))
+    for channels in (None, 3):
+        assert np.array_equal(colours(all_of(data_of(tmp_path / "mine.npz", channels=channels))), PIXELS)
 
 
 def test_bad_files_of_arrays(tmp_path, monkeypatch):

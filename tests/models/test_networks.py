@@ -78,6 +78,7 @@ def test_a_sprite_is_the_mean_of_its_patch_over_all_places(binary):
     found = decoder(state)
     assert torch.allclose(found.sigmoid() if binary else found, mean, atol=2e-4 if binary else 1e-6)
     assert found.isfinite().all()
+    assert decoder.double()(state.double()).dtype == torch.float64
 
 
 def test_a_sprite_whose_place_is_certain_is_finite_in_half_precision():

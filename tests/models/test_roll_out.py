@@ -47,6 +47,10 @@ def test_bad_input():
     em, frames = tiny_model(), TinySequences().load("test").frames[:2].float()
     with pytest.raises(InputError, match="still images cannot be rolled out"):
         next(roll_out(em, frames[:, :1], num_steps=1, horizon=1))
+    em.choose_up_to = 3
+    with pytest.raises(InputError, match="num_components: auto cannot be rolled out"):
+        next(roll_out(em, frames, num_steps=1, horizon=1))
+    em.choose_up_to = None
     with pytest.raises(InputError, match="horizon=0"):
         next(roll_out(em, frames, num_steps=1, horizon=0))
     with pytest.raises(InputError, match="frames: 4 a sequence; must be 1"):

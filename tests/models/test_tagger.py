@@ -138,6 +138,15 @@ def test_batch_statistics_are_those_of_the_iteration():
     assert len(means) == 3 and not torch.equal(means[0], means[1])
 
 
+def test_the_cost_in_half_precision():
+    tagger, image = Tagger(**SMALL), images()[:, 0].float()
+    mean = (1 - image.bfloat16()).unsqueeze(1).expand(-1, K, -1, -1, -1)  # wrong everywhere
+    wrong = Tagging(responsibilities=torch.full_like(mean, 1 / K), mean=mean, logits=mean)
+    with torch.autocast("cpu", torch.bfloat16):
+        cost = tagger.cost(image, wrong)
+    assert cost.item() == pytest.approx(-PIXELS * np.log(1e-6), rel=0.01)
+
+
 def test_it_learns():
     """Stripes that are restored from noise: the cost falls to less than half of what the mean gray gives."""
     torch.manual_seed(0)

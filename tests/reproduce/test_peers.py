@@ -32,13 +32,16 @@ def test_rows_are_trained_scored_and_tabulated(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "BATCHES", 1)
     monkeypatch.setattr(peers, "STARTS", 2)
     row, untrained = rows.ROWS["bars_rc"], rows.ROWS["bars_kmeans"]
-    assert __main__.train(row, [0], tmp_path / "runs", 1, SMALL, __main__.Console())
-    run = Run(row, 0, tmp_path / "runs", SMALL)
+    runs = tmp_path / "of mine, K=12 [a]"
+    assert __main__.train(row, [0], runs, 1, SMALL, __main__.Console())
+    run = Run(row, 0, runs, SMALL)
     said: list[str] = []
     for _ in range(2):  # the second time, tests are not run again
         peers.score(row, 0, run, run.folder, tmp_path / "results", said.append)
+    next(run.folder.glob("tests/*/scores.json")).unlink()  # a test that was stopped
+    peers.score(row, 0, run, run.folder, tmp_path / "results", said.append)
     peers.score(untrained, 0, None, tmp_path / "kmeans", tmp_path / "results", said.append)
-    assert len(said) == 5 and said[-1].startswith("python evaluate.py model=position_kmeans model.num_components=12")
+    assert len(said) == 6 and said[-1].startswith("python evaluate.py model=position_kmeans model.num_components=12")
     found = json.loads((tmp_path / "results" / "peers" / "bars_rc_seed0.json").read_text())
     assert [test["num_components"] for test in found["tests"]] == [12, 13, 14, 12]
     assert [test["num_starts"] for test in found["tests"]] == [1, 1, 1, 2]
@@ -50,7 +53,7 @@ def test_rows_are_trained_scored_and_tabulated(tmp_path, monkeypatch):
     assert f" | 0.852 | {' | '.join(larger)} | 2: " in path.read_text()
     assert "| bars | k-means on (x, y) | 1 | 12 | 1 | 10 | " in path.read_text()
     with pytest.raises(InputError, match="was trained with other settings"):
-        peers.score(row, 0, Run(row, 0, tmp_path / "runs"), run.folder, tmp_path / "results", said.append)
+        peers.score(row, 0, Run(row, 0, runs), run.folder, tmp_path / "results", said.append)
 
 
 def test_without_scores_there_is_no_table(tmp_path):

@@ -5,9 +5,11 @@ import json
 
 import pytest
 import python_server
+import yaml
 
 from nem_lightning.datamodules import flying
 from nem_lightning.errors import InputError
+from nem_lightning.training import checkpoints
 from reproduce import __main__, rows, sequences
 from reproduce.evaluation import Run
 
@@ -34,6 +36,17 @@ def test_a_stage_begins_with_the_weights_of_the_stage_before():
     assert stages[0]["weights_from"] is None
     before = [f"run/../../flying_mnist_2_{name}/seed-0/checkpoints/best.ckpt" for name in ("20", "500", "all")]
     assert [stage["weights_from"] for stage in stages[1:]] == before
+
+
+def test_a_stage_of_another_seed_is_known_by_its_settings(tmp_path, monkeypatch):
+    row = rows.ROWS["flying_mnist_2_500"]
+    run = Run(row, 1, tmp_path, ())
+    run.best_checkpoint.parent.mkdir(parents=True)
+    run.best_checkpoint.touch()
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(rows.settings(row, ("seed=1",))))
+    (run.folder / "scores.json").write_text('{"by_step": [], "headings": {}, "epochs": 2, "seconds": 1}')
+    monkeypatch.setattr(checkpoints, "read", lambda path: {"epoch": 1})
+    assert run.facts()["epochs"] == 2
 
 
 def test_a_row_is_trained_scored_and_tabulated(tmp_path, monkeypatch, capfd):

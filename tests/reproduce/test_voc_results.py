@@ -16,8 +16,9 @@ from nem_lightning.datamodules import VOCDataModule, VOCFeaturesDataModule
 from nem_lightning.errors import InputError
 from nem_lightning.scores.base import VOID
 from nem_lightning.training import checkpoints
+from nem_lightning.training.module import GroupingModule
 from reproduce import voc
-from reproduce.voc_baselines import BASELINES, SEEDED
+from reproduce.voc_baselines import BASELINES, SEEDED, Segmentation
 
 
 def test_masks_of_one_kind(tmp_path):
@@ -153,6 +154,12 @@ def test_without_a_checkpoint_nothing_else_is_overwritten(trained, tmp_path, mon
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["voc_baselines_val"] * 4
     settings = json.loads((tmp_path / "voc_baselines_val.json").read_text())["settings"]
     assert (settings["images"], settings["size"], settings["num_components"]) == (3, 64, 3)
+
+
+def test_only_neural_em_is_called_so(trained):
+    of, _ = trained
+    other = GroupingModule(Segmentation(BASELINES["vertical strips"], (3, 16, 16), 3, 0))
+    assert [voc.title(module) for module in (checkpoints.load_module(of(3)), other)] == ["RNN-EM", "Segmentation"]
 
 
 def test_other_k_and_sizes_overwrite_nothing(trained, tmp_path, monkeypatch):

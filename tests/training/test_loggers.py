@@ -7,7 +7,7 @@ from conftest import ROOT
 from wandb.errors import CommError
 
 from nem_lightning.runs.signals import Preempted
-from nem_lightning.training.loggers import WandbLogger
+from nem_lightning.training.loggers import WandbLogger, _earlier_runs
 
 
 def test_offline_without_an_account(tmp_path, monkeypatch):
@@ -67,6 +67,14 @@ def test_each_run_of_a_process_is_its_own_and_goes_on_in_its_folder(tmp_path):
         time.sleep(1.1)  # W&B names folders by the second
     assert ids["one"][0] == ids["one"][1] != ids["two"][0]
     assert len(list(tmp_path.glob(f"one/wandb/offline-run-*-{ids['one'][0]}"))) == 2
+
+
+def test_ids_with_hyphens(tmp_path):
+    """A user may name runs as he likes by ``WANDB_RUN_ID``."""
+    for name in ("offline-run-20261130_120001-my-run-1", "run-20261130_120002-abc", "run-20261130_115959-run-0"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    (tmp_path / "wandb" / "latest-run").symlink_to("run-20261130_120002-abc")
+    assert _earlier_runs(str(tmp_path)) == ["run-0", "my-run-1", "abc"]
 
 
 def test_runs_of_a_sweep_have_ids_of_their_own_whatever_the_variable_says(tmp_path, monkeypatch):

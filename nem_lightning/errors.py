@@ -8,7 +8,7 @@ class InputError(ValueError):
     """A setting or a file that cannot be used.
 
     The message is one line: it names the setting or the file, and says what is allowed.
-    ``train.py`` and ``evaluate.py`` print it without a traceback.
+    ``train.py``, ``evaluate.py`` and ``predict.py`` print the message without a traceback.
     """
 
 

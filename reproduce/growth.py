@@ -35,7 +35,7 @@ UPDATES, ROUNDS = 10, 3
 """Of the timing."""
 INTRO = f"""# Growth
 
-Written by `python -m reproduce tables` from `growth/`. RNN-EM with its best settings, and one thing that is changed. \
+Written by `python -m reproduce tables` from `growth/`. RNN-EM with its default settings, and one thing changed. \
 Scores of `train.py`: means over the first {16 * BATCH:,} test images after the last step, of pixels of exactly one \
 object; AMI normalised by the larger entropy (max). *Milliseconds*: CPU time of an update, a batch of {BATCH} images, \
 on one thread. *Training images*: the schedule of each row has 100,000 images in all, so fewer images are seen more \

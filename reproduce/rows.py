@@ -120,7 +120,7 @@ def _growth(factor: str, value: int, *overrides: str) -> Row:
 
 
 _GROWTH = (
-    _growth("units", 250),  # the best settings: also of 50,000 training images, and of images of 28 x 28
+    _growth("units", 250),  # the default settings: also of 50,000 training images, and of images of 28 x 28
     *(_growth("units", units, f"model.m_step.hidden_size={units}") for units in (10, 25, 50, 100, 500, 1000)),
     *(
         _growth("images", images, f"data.train_images={images}", f"trainer.max_epochs={100_000 // images}")
@@ -133,7 +133,8 @@ _GROWTH = (
         for count in (2, 5, 8, 12)
     ),
 )
-"""One thing grows: units, training images (as many updates for each), the image, objects and K on images of 40 x 40."""
+"""One thing grows: units, training images (as many updates for each, but a million), the image, objects and K on images
+of 40 x 40."""
 
 _AS_PUBLISHED = ("experiment=rnn_em_shapes",)
 _FROM_NOISE = ("model.init=noise", "model.m_step.layer_norm=false", "model.corruption.prob=0.1")
@@ -153,11 +154,11 @@ GROUPS = {
         Row("chance", "chance, K=3", ("model=chance",), trained=False),
     ),
     "trained": (
-        Row("rnn_em", "RNN-EM, best settings", ("model=rnn_em",), in_detail=True),
+        Row("rnn_em", "RNN-EM, default settings", ("model=rnn_em",), in_detail=True),
         Row("rnn_em_accurate", "RNN-EM, most accurate settings", ("model=rnn_em_accurate",)),
         Row("rnn_em_sprites", "RNN-EM, gated units and sprites, noise starts", ("experiment=rnn_em_sprites",)),
         Row("rnn_em_published", "RNN-EM, as published", _AS_PUBLISHED, in_detail=True),
-        Row("nem", "N-EM, best settings", ("model=nem",)),
+        Row("nem", "N-EM, default settings", ("model=nem",)),
         Row("nem_published", "N-EM, as published", ("experiment=nem_shapes",), in_detail=True),
     ),
     "published": (

@@ -83,7 +83,7 @@ def write(results: Path) -> dict[str, Path]:
     by_k = lines_of(rows, lambda row: row.get("other_k", []), ("objects", "num_components"), scores)
     followed = ("log_likelihood", "q", "fell")
     climbs = lines_of(rows, lambda row: row.get("convergence", []), ("variant", "step"), followed)
-    # two epochs, as many as the best settings have, make no curve
+    # two epochs, as many as the default settings have, make no curve
     long = {row.name: rows[row.name] for row in WITH_CURVES if row.name in rows and rows[row.name][0]["epochs"] > 2}
     epochs = lines_of(
         long, lambda row: [{"images": row["images"], **line} for line in row.get("by_epoch", [])], ("epoch",), VALIDATED

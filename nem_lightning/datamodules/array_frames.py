@@ -24,7 +24,7 @@ class ArrayFrames(Frames):
         layout: the order of the axes of ``images``.
         scale: divisor of the pixels.
         binary: whether pixels must be 0 or 1.
-        channels: C; 3 of 4 channels are used.
+        channels: C; the first C channels are used.
         size: H and W; images of another size are resized.
         background: whether the first of the masks of objects is that of the background.
         name: of the file, for errors.
@@ -53,7 +53,7 @@ class ArrayFrames(Frames):
         """Read a batch.
 
         Raises:
-            InputError: pixels or labels that are not what the first images have.
+            InputError: pixels or labels that are not what the images have that were looked at first.
         """
         rows = self.chosen[np.asarray(indices)]
         pixels = pixels_of(self.images, rows, self.layout, self.channels, self.scale)

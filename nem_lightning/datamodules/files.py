@@ -34,7 +34,8 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
     - *A NumPy file* (.npy, .npz) *or an HDF5 file*, of stills or sequences. .npy and HDF5 files are read batch by
       batch, so they may be larger than memory.
 
-    Pixels are binary if those of some images are; images are grey if none of them has colours. Masks are images or
+    Pixels are binary if all pixels of up to 200 images, spread over the set, are 0 or 1. Images are grey if none of
+    these has colours. Masks are images or
     arrays of integer labels (0: background, which is not scored), or arrays with a mask of each object. Without masks,
     AMI and ARI are not scored.
 
@@ -48,7 +49,7 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
         masks_background: whether the first mask of arrays with a mask of each object is that of the background.
         size: height and width, one number or two, to which images are resized; by default as they are.
         channels: 1 or 3, to make the images of a folder grey or coloured; by default as they are.
-        binary: whether pixels are 0 or 1; by default found from the first images.
+        binary: whether pixels are 0 or 1; by default found from up to 200 images.
         val_fraction: the share of images to validate on, if there are no folders of splits.
         test_fraction: the share of images to test on, likewise.
         split_seed: of the split.
@@ -185,7 +186,10 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
             yield from pixels_of(self._images, np.asarray(indices), self.layout, channels, self.scale)
 
     def _chosen(self, stage: str, count: int) -> np.ndarray:
-        """Give which of the images are a stage's. The split hangs on names, so new images leave most of it as it is."""
+        """Give which of the images are a stage's. The split depends on the names of the images.
+
+        If images are added to a folder, most others keep their stage.
+        """
         if stage == "all":
             return np.arange(count)
         if self.folder is not None and self.folder.has_splits:

@@ -1,4 +1,4 @@
-"""MNIST from its four gzipped IDX files, and flying MNIST: sequences of digits that fly."""
+"""MNIST from its two gzipped IDX files of images, and flying MNIST: sequences of digits that fly."""
 
 import gzip
 import hashlib
@@ -104,9 +104,8 @@ class FlyingMNISTDataModule(FlyingDataModule):
     digits, all sequences draw from the first training digits; with all digits, training, validation and test sequences
     draw from MNIST's first 50,000 training digits, its last 10,000, and its 10,000 test digits.
 
-    A published file in ``data_dir`` is read instead of generating, if ``generation_seed`` is 0: of two digits
-    ``flying_mnist_medium20_2digits.h5``, ``flying_mnist_medium500_2digits.h5`` and ``flying_mnist_hard_2digits.h5``, of
-    three ``flying_mnist_hard_3digits.h5``.
+    A published file in ``data_dir`` is read instead of generating, if ``generation_seed`` is 0: such as
+    ``flying_mnist_hard_2digits.h5`` of all digits, or ``flying_mnist_medium20_3digits.h5`` of 20.
 
     Args:
         data_dir: the folder that a published file may be in.

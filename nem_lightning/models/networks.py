@@ -1,4 +1,4 @@
-"""Encoders and decoders for :class:`~nem_lightning.models.m_steps.RecurrentMStep`.
+"""Encoders and decoders for the M-steps :class:`~nem_lightning.models.m_steps.RecurrentMStep` and ``GatedMStep``.
 
 Shapes: N images (a batch times its components), C channels, H by W pixels, D state size.
 """

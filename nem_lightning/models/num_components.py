@@ -37,7 +37,7 @@ def unroll_choosing(
         energy  -  ALLOWANCE K
 
     after the last step. (The energy is :func:`nem_lightning.models.starts.energy`.) Components that are not used in an
-    image have no responsibilities, and are black.
+    image have no responsibilities, and show the prior: black, if pixels are binary.
 
     Args:
         em: the model.

@@ -50,8 +50,8 @@ class Tagger(GroupingModel):
         mapping: the network: "ladder", as published, or "dense", a cheaper one.
         hidden_sizes: units of each of its layers; (2000, 1000, 500) as published.
         norm: "layer" or "batch"; both are published, and layer normalisation groups far better.
-        flip_prob: n, the probability that a pixel is flipped in training, below 0.5.
-        initial_mean: z before the first iteration, in (0, 1). (The first m is a softmax of N(0, 1) over K.)
+        flip_prob: n, the probability that a pixel is flipped in training, at most 0.49.
+        initial_mean: z before the first iteration, from 0.001 to 0.999. (The first m is a softmax of N(0, 1) over K.)
         training_steps: T while training.
         num_components: K.
         num_steps: T otherwise.

@@ -1,6 +1,6 @@
 """What the scores share: counts of pixels, and means over images.
 
-Every score takes predicted labels and true ``groups``, integers of shape (B, H, W) or (B, N), and scores each image on
+AMI and ARI take predicted labels and true ``groups``, integers of shape (B, H, W) or (B, N), and score each image on
 the pixels of a true group, 1, 2, .... Group 0 is background or overlap, and -1 is void; neither is scored. An image
 without a scored pixel has no score: its score is NaN, and means leave the image out and count it. All counts are
 float64, so they are exact for images of any size.

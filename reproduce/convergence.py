@@ -32,7 +32,7 @@ def q(em: NeuralEM, image: Tensor, responsibilities: Tensor, params: Tensor) -> 
 def follow(
     em: NeuralEM, frames: Tensor, num_steps: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Give the log likelihood after each step, and Q with gamma from before the step's M-step and mu from after it.
+    """Give the log likelihood after each step, and Q. Q takes gamma of the step before, and mu of this step.
 
     Args:
         em: the model; EM starts once.

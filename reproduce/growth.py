@@ -29,7 +29,7 @@ SHARED = {
     "growth_units_250": {"units": 250, "images": 50_000, "size": 28},
     "growth_size_40": {"size": 40, "objects": 3},
 }
-"""Rows that belong to several things that grow, with their values."""
+"""Rows that are a point of several curves, with the row's value on each curve."""
 FORMATS = {"ami_max": ".3f", "ari": ".3f", "milliseconds": ".0f"}
 UPDATES, ROUNDS = 10, 3
 """Of the timing."""

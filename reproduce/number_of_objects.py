@@ -80,7 +80,7 @@ def scored(path: Path, images: int, console: Console) -> dict[tuple[str, str], t
 
 
 class NumberRight:
-    """Says of each image whether as many components as there are objects have a bright pixel."""
+    """Says of each image whether the number of components with a bright pixel is the number of objects."""
 
     def __init__(self, objects: int) -> None:
         self.objects = objects

@@ -45,7 +45,7 @@ def possible(room: int, num_frames: int) -> np.ndarray:
 
 
 def next_position(room: int, seen: Sequence[int]) -> np.ndarray:
-    """Give the distribution of an object's next position along an axis, if each possible motion is as likely.
+    """Give the probability of each next position along an axis. All motions that fit the seen positions are as likely.
 
     Args:
         room: pixels that the object can move.

@@ -41,7 +41,7 @@ REFERENCES = ("colour k-means", "position + colour k-means", "compact blocks", "
 SEEDS = (0, 1, 2)  # for the baselines that draw random numbers
 SIZE, COMPONENTS = 64, 3  # of the baselines without a checkpoint; names of files say when others are used
 PIXELS: dict[int, type[VOCDataModule]] = {kind.channels: kind for kind in (VOCDataModule, VOCPlacesDataModule)}
-"""Data of one value for each pixel and channel, by the number of channels. Other numbers are feature maps."""
+"""Data with a value for each pixel, by the number of channels. A model of another number takes feature maps."""
 
 
 def main() -> None:
@@ -158,8 +158,8 @@ def describe(path: Path, module: GroupingModule) -> dict[str, Any]:
     return {
         "method": title(module),
         "file": "/".join(path.parts[-3:]),  # the run's folder, checkpoints, the file
-        "epochs": saved["epoch"] + 1,
-        "updates": saved["global_step"],
+        "epochs": saved["epoch"] + 1 if "epoch" in saved else "?",  # weights alone do not say
+        "updates": saved.get("global_step", "?"),
         "num_steps": module.model.num_steps,
         "seed": module.seed,
     }

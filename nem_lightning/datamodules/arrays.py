@@ -110,15 +110,15 @@ def in_order(array: np.ndarray, layout: str) -> np.ndarray:
 def scale_of(pixels: np.ndarray, name: str) -> float:
     """Find the divisor that gives pixels from 0 to 1, by their type: 255 for 8 bits, 65,535 for 16.
 
-    It is 1 for booleans, for floats up to 1, and for integers that are all 0 or 1. Floats that are all whole numbers up
-    to 255, and integers of other types, count as 8 bits, or as 16 if they are larger.
+    It is 1 if no pixel is larger than 1. Otherwise it is 255 if no pixel is larger than 255, and 65,535 if one is; for
+    unsigned integers of 16 bits it is then always 65,535.
 
     Args:
         pixels: any shape.
         name: of the file, for errors.
 
     Raises:
-        InputError: pixels that are no numbers, negative, or floats above 1 that are not whole.
+        InputError: pixels that are no numbers, negative, or floats above 1 that are not whole, or larger than 65,535.
     """
     message = f"{name}: has pixels that are no numbers, negative, or larger than 1 and not whole"
     kind, bits = pixels.dtype.kind, 8 * pixels.dtype.itemsize
@@ -127,7 +127,7 @@ def scale_of(pixels: np.ndarray, name: str) -> float:
     if largest <= 1:
         return 1.0
     require(kind != "f" or bool((pixels == np.floor(pixels)).all()), message)
-    require(largest <= 65_535, message)
+    require(largest <= 65_535, f"{name}: has pixels larger than 65,535, which is the most that 16 bits hold")
     return 255.0 if largest <= 255 and (kind, bits) != ("u", 16) else 65_535.0
 
 
@@ -145,8 +145,8 @@ def groups_from(masks: np.ndarray, num_frames: int, size: tuple[int, int], backg
     """Give masks as groups (N, F, H, W), int64: objects from 1, and 0 for the background.
 
     Args:
-        masks: labels (N, [F,] H, W[, 1]); or a mask of each object, (N, [F,] O, H, W[, 1]) or (N, [F,] H, W, O): the
-            largest counts.
+        masks: labels (N, [F,] H, W[, 1]); or a mask of each object, (N, [F,] O, H, W[, 1]) or (N, [F,] H, W, O). A
+            pixel belongs to the mask with the largest value there.
         num_frames: F; without F if it is 1.
         size: H and W.
         background: whether the first of the masks of objects is that of the background.

@@ -18,7 +18,7 @@ from nem_lightning.errors import InputError, require, require_count
 
 STAGES = ("train", "val", "test")
 Held = TypeVar("Held", bound="Frames")
-"""What a data module holds of each stage."""
+"""The class of the images or sequences that a data module keeps of each stage."""
 Batch = dict[str, Tensor]
 """``frames`` (B, F, C, H, W) float32 and ``groups`` (B, F, H, W) int64."""
 

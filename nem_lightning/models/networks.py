@@ -242,9 +242,9 @@ class ConstantDecoder(nn.Linear):
 
 
 def _places(side: int, patch_size: int) -> Tensor:
-    """Give which place of a patch puts each of its rows at each row of the image; one past the last if none does.
+    """Give for each row of the image and each row of a patch the place of the patch at which the two rows meet.
 
-    (side, patch_size) integers.
+    If there is none, give the number of places. Integers, (side, patch_size).
     """
     place = torch.arange(side).unsqueeze(1) - torch.arange(patch_size)
     count = side - patch_size + 1

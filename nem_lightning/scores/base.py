@@ -70,7 +70,7 @@ class Score(Metric):
     heading: Heading
     """How the score is shown."""
     shares_counts: ClassVar[bool] = False
-    """Whether all scores of this class add up the same counts, for any arguments; if so, only one adds them up."""
+    """Whether all scores of this class add up the same counts, whatever their arguments. If so, one adds up for all."""
 
 
 class WeightedMean(Score):

@@ -41,7 +41,7 @@ class SaveConfig(pl.Callback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints that are there whole or not at all, and leaves an earlier one alone until then."""
+    """Writes checkpoints that are complete or absent: an earlier file stays until the new one is complete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """

@@ -23,7 +23,7 @@ Step = TypeVar("Step", bound=Callable)
 
 
 def _eagerly(step: Step) -> Step:
-    """Leave a step as it is when ``torch.compile(module)`` is trained: the model chooses what is compiled."""
+    """Keep the compiler off a step. If ``torch.compile(module)`` is trained, the model chooses what is compiled."""
     return torch.compiler.disable(step)  # pyright: ignore[reportReturnType]
 
 

@@ -16,6 +16,7 @@ from scipy import ndimage
 from nem_lightning.colours import colours, grouping_colours, image_pixels
 from nem_lightning.datamodules import arrays
 from nem_lightning.datamodules.files import FilesDataModule
+from nem_lightning.datamodules.pictures import opaque
 from nem_lightning.errors import InputError, require, require_count
 from nem_lightning.files import atomic_file
 from nem_lightning.models.grouping import Grouping, frame_pair
@@ -165,11 +166,15 @@ def _frames(images: Any, image_shape: tuple[int, int, int], binary: bool) -> np.
 
 
 def _array(image: Any, channels: int) -> np.ndarray:
-    """Give an array, a tensor or a PIL image as an array. Colours of PIL that are not RGB are converted."""
+    """Give an array, a tensor or a PIL image as an array. Colours of PIL that are not RGB are converted.
+
+    Pixels of a palette that are transparent are black, as in files.
+    """
     if isinstance(image, torch.Tensor):
         return image.detach().cpu().numpy()
     if isinstance(image, Image.Image) and image.mode in ("P", "CMYK", "YCbCr", "HSV", "LAB"):
-        image = image.convert("RGB").convert("L" if channels == 1 else "RGB")  # Pillow converts LAB to RGB alone
+        image = opaque(image).convert("RGB")  # the only mode that Pillow converts LAB to
+        image = image.convert("L") if channels == 1 else image
     return np.asarray(image)
 
 

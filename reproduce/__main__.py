@@ -24,7 +24,7 @@ from rich.console import Console
 
 from nem_lightning.errors import InputError, require_count
 from nem_lightning.runs.command_line import Place, print_places
-from nem_lightning.runs.hints import hydra_value
+from nem_lightning.runs.hints import argument
 from reproduce.rows import GROUPS, ROOT, ROWS, SEEDS, Row, parse_seeds, select, settings
 
 
@@ -100,7 +100,7 @@ def train(row: Row, seeds: list[int], runs: Path, jobs: int, extra: tuple[str, .
         KeyboardInterrupt: the sweep was stopped.
     """
     words = ["-m", *row.overrides, f"seed={','.join(map(str, seeds))}", *extra]
-    words += [f"hydra.sweep.dir={hydra_value(str(runs / row.name))}", "logger=csv"]
+    words += [argument("hydra.sweep.dir", runs / row.name), "logger=csv"]
     if jobs > 1:
         words += ["hydra/launcher=submitit_local", f"hydra.sweeper.max_batch_size={jobs}"]
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))

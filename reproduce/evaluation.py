@@ -25,7 +25,7 @@ from nem_lightning.files import atomic_file
 from nem_lightning.models.em import NeuralEM
 from nem_lightning.report import runs as report
 from nem_lightning.runs.folder import CONFIG, SCORES, RunFolder
-from nem_lightning.runs.hints import hydra_value
+from nem_lightning.runs.hints import argument
 from nem_lightning.runs.settings import comparable, differences
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
@@ -116,17 +116,14 @@ def evaluated(folder: Path, words: Sequence[str], since: Path | None, say: Calla
     Raises:
         InputError: the command failed.
     """
-    is_old = since is not None and folder.exists() and folder.stat().st_mtime < since.stat().st_mtime
-    if is_old or (folder.exists() and not (folder / SCORES).exists()):
-        shutil.rmtree(folder)  # of an earlier training, or of a test that was stopped
+    if folder.exists():
+        was_stopped = not (folder / SCORES).exists()
+        of_earlier_training = since is not None and folder.stat().st_mtime < since.stat().st_mtime
+        if was_stopped or of_earlier_training:
+            shutil.rmtree(folder)
     if not (folder / SCORES).exists():
         say(f"python evaluate.py {' '.join(words)}")
-        command = [
-            sys.executable,
-            str(ROOT / "evaluate.py"),
-            *words,
-            f"hydra.run.dir={hydra_value(str(folder.absolute()))}",
-        ]
+        command = [sys.executable, str(ROOT / "evaluate.py"), *words, argument("hydra.run.dir", folder.absolute())]
         if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
             raise InputError(f"{folder}: evaluate.py failed")
     return json.loads((folder / SCORES).read_text())

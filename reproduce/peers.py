@@ -12,7 +12,7 @@ from nem_lightning.colours import groups_colours, image_pixels
 from nem_lightning.datamodules.base import FramesDataModule
 from nem_lightning.files import atomic_file
 from nem_lightning.mosaics import DPI, Mosaic
-from nem_lightning.runs.hints import hydra_value
+from nem_lightning.runs.hints import argument
 from nem_lightning.training import checkpoints
 from nem_lightning.training.module import GroupingModule
 from reproduce import tables
@@ -82,7 +82,7 @@ def score(row: Row, seed: int, run: Run | None, folder: Path, results: Path, say
     model = [each for each in row.overrides if each.startswith("model")] + [f"seed={seed}"]
     if run is not None:
         best = run.best_checkpoint
-        facts, model = run.facts(), [f"ckpt_path={hydra_value(str(best.absolute()))}"]
+        facts, model = run.facts(), [argument("ckpt_path", best.absolute())]
         weights = checkpoints.load(best).parameters()
         facts["parameters"] = sum(weight.numel() for weight in weights)
         facts["training_images"] = _training_images(run)

@@ -50,21 +50,16 @@ def run(paths: Sequence[str], horizon: int, count: int, data_dir: str, out: Path
     """
     require_count("--horizon", horizon)
     require_count("--sequences", count)
-    errors: dict[str, Tensor] = {}
-    frames, num_steps = None, 0
-    for path in paths:
-        model = checkpoints.load(path)
-        require(isinstance(model, NeuralEM), f"--checkpoint={path}: is no NeuralEM")
-        assert isinstance(model, NeuralEM)
-        num_steps = num_steps or model.num_steps
+    models = {path: _model(path) for path in paths}
+    num_steps = models[paths[0]].num_steps
+    for path, model in models.items():
         message = f"--checkpoint={path}: num_steps is {model.num_steps}, the first one's {num_steps}; must be equal"
         require(model.num_steps == num_steps, message)
-        if frames is None:
-            data = _data(checkpoints.read(path)[checkpoints.KEY].get("data"), path, data_dir, num_steps + 1 + horizon)
-            test = data.load("test")
-            require(count <= len(test), f"--sequences={count}: must be at most {len(test)}")
-            frames = test.__getitems__(range(count))["frames"]
-            errors[STAYS] = _errors([frames[:, num_steps]] * horizon, frames, num_steps)
+    test = _data(paths[0], data_dir, num_steps + 1 + horizon).load("test")
+    require(count <= len(test), f"--sequences={count}: must be at most {len(test)}")
+    frames = test.__getitems__(range(count))["frames"]
+    errors = {STAYS: _errors([frames[:, num_steps]] * horizon, frames, num_steps)}
+    for path, model in models.items():
         parts = []
         for start in range(0, len(frames), BATCH):
             some = frames[start : start + BATCH]
@@ -80,9 +75,17 @@ def run(paths: Sequence[str], horizon: int, count: int, data_dir: str, out: Path
     Console().print(f"table  {out}", highlight=False, soft_wrap=True)
 
 
-def _data(config: Mapping | None, path: str, data_dir: str, num_frames: int) -> FlyingDataModule:
+def _model(path: str) -> NeuralEM:
+    model = checkpoints.load(path)
+    require(isinstance(model, NeuralEM), f"--checkpoint={path}: is no NeuralEM")
+    assert isinstance(model, NeuralEM)
+    return model
+
+
+def _data(path: str, data_dir: str, num_frames: int) -> FlyingDataModule:
+    """Give the data that a checkpoint's model was trained on, with other numbers of frames."""
+    config = checkpoints.read(path)[checkpoints.KEY].get("data")
     require(config is not None, f"--checkpoint={path}: does not say what it was trained on; must be of a run's folder")
-    assert config is not None
     name = str(config["_target_"]).rpartition(".")[2]
     kind = getattr(nem_lightning.datamodules, name, None)
     require(

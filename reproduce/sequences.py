@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nem_lightning.files import atomic_file
-from nem_lightning.runs.hints import hydra_value
+from nem_lightning.runs.hints import argument
 from reproduce import tables
 from reproduce.evaluation import Run, evaluated, write_scores
 from reproduce.rows import GROUPS, ROWS, Row, settings
@@ -81,7 +81,7 @@ def score(run: Run, results: Path, say: Callable[[str], None]) -> None:
     found = []
     for overrides in tests(run.row):
         folder = run.folder / "tests" / "_".join(each.rpartition("=")[2] for each in overrides)
-        words = [f"ckpt_path={hydra_value(str(run.best_checkpoint.absolute()))}", *overrides]
+        words = [argument("ckpt_path", run.best_checkpoint.absolute()), *overrides]
         scores = evaluated(folder, words, run.best_checkpoint, say)
         last, mean = scores["by_step"][-1], scores["mean_over_steps"]
         found.append(

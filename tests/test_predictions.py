@@ -44,6 +44,14 @@ def with_palette(image: np.ndarray) -> Image.Image:
     return found
 
 
+def see_through(image: np.ndarray) -> Image.Image:
+    """Give an image whose palette has white as 1, and white that is transparent as 0."""
+    found = Image.fromarray(image.astype(np.uint8), mode="P")
+    found.putpalette([255] * 6)
+    found.info["transparency"] = 0
+    return found
+
+
 @pytest.mark.parametrize(
     "images",
     [
@@ -54,8 +62,18 @@ def with_palette(image: np.ndarray) -> Image.Image:
         [Image.fromarray(image * np.uint8(255)) for image in IMAGES],
         tuple(IMAGES > 0),
         [with_palette(image) for image in IMAGES],
+        [see_through(image) for image in IMAGES],
     ],
-    ids=["8 bits", "16 bits, NHWC", "tensor, NCHW", "tensor, NFCHW", "PIL", "tuple", "PIL with a palette"],
+    ids=[
+        "8 bits",
+        "16 bits, NHWC",
+        "tensor, NCHW",
+        "tensor, NFCHW",
+        "PIL",
+        "tuple",
+        "PIL with a palette",
+        "transparent",
+    ],
 )
 def test_images_come_in_any_usual_form(images):
     expected = group(IMAGES, BEST, **FAST)

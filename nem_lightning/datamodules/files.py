@@ -20,8 +20,6 @@ from nem_lightning.errors import require, require_count, require_flag, require_n
 
 log = logging.getLogger(__name__)
 
-CHANNELS = (1, 3, 4)
-"""How many an array may have; a fourth is opacity, and is left out."""
 DARK = 1 / 8
 """If no pixel is brighter, the images may have fewer bits than their files: 12 of 16 give 1/16."""
 
@@ -35,9 +33,8 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
       batch, so they may be larger than memory.
 
     Pixels are binary if all pixels of up to 200 images, spread over the set, are 0 or 1. Images are grey if none of
-    these has colours. Masks are images or
-    arrays of integer labels (0: background, which is not scored), or arrays with a mask of each object. Without masks,
-    AMI and ARI are not scored.
+    these has colours. Masks are images or arrays of integer labels (0: background, which is not scored), or arrays with
+    a mask of each object. Without masks, AMI and ARI are not scored.
 
     Args:
         path: the folder or the file.
@@ -110,12 +107,12 @@ class FilesDataModule(FramesDataModule[ArrayFrames]):
             self._images, self._masks, self.layout = _arrays(self.path, masks, images_key, masks_key, layout)
             first = arrays.in_order(rows_of(self._images, spread(len(self._images), SAMPLE)), self.layout)
             _, num_frames, found, height, width = first.shape
-            require(found in CHANNELS, f"{self.path}: has images of {found} channels; must be 1, 3 or 4 (with opacity)")
-            require(
-                channels in (None, min(found, 3)), f"channels={channels}: {self.path} has images of {min(found, 3)}"
-            )
+            is_usual = any(found in usual for usual in arrays.CHANNELS)
+            require(is_usual, f"{self.path}: has images of {found} channels; must be 1, 3 or 4 (with opacity)")
+            used = min(found, 3)
+            require(channels in (None, used), f"channels={channels}: {self.path} has images of {used}")
             height, width = wanted or (height, width)
-            self.image_shape = (min(found, 3), height, width)
+            self.image_shape = (used, height, width)
             self.scale = arrays.scale_of(first, str(self.path))
             values = first[:, :, :3].astype(np.float32) / np.float32(self.scale)
             arrays.require_pixels(values, False, str(self.path))

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -57,9 +57,11 @@ class ImageFolder:
         self.path, self.skip_unreadable, self.cache_dir = path, skip_unreadable, cache_dir
         masks_path = None if masks is None else Path(masks).expanduser()
         require(masks_path is None or masks_path.is_dir(), f"masks={masks}: no such folder")
-        files = [file for file in pictures.find(path) if not pictures.is_mask(file)]
+        of_folder = pictures.find(path)
+        files = [file for file in of_folder if not pictures.is_mask(file)]
         if masks_path is not None:
-            files = [file for file in files if not file.resolve().is_relative_to(masks_path.resolve())]
+            here, there = path.resolve(), masks_path.resolve()
+            files = [file for file in files if not (here / file.relative_to(path)).is_relative_to(there)]
         self.skipped: dict[Path, str] = {}
         found = dict(self._each(pictures.header, files))
         require(bool(found), f"{path}: has no images that can be read")
@@ -82,9 +84,10 @@ class ImageFolder:
         self.brightest = max(pixels.brightest for pixels in looked)
         self.found_grey = channels is None and of_files == 3 and all(pixels.is_grey for pixels in looked)
         self.channels = 1 if self.found_grey else of_files
-        self.masks = {file: pictures.mask_of(file, path, masks_path) for file in self.files}
+        masks_of = {file: pictures.mask_of(file, path, masks_path) for file in files}
         if masks_path is None:
-            self._warn_of_other_masks(files)
+            _warn_of_other_masks(of_folder, masks_of)
+        self.masks = {file: masks_of[file] for file in self.files}
         without = [file for file, mask in self.masks.items() if mask is None]
         self.has_masks = len(without) < len(self.files)
         require(self.has_masks or masks_path is None, f"masks={masks}: has no masks with the names of the images")
@@ -92,14 +95,6 @@ class ImageFolder:
         folders = {file.relative_to(path).parts[0] for file in self.files if len(file.relative_to(path).parts) > 1}
         self.has_splits = {"train", "test"} <= folders
         self.kept = self.files
-
-    def _warn_of_other_masks(self, images: list[Path]) -> None:
-        """Warn of files that are masks by their names, but of no image."""
-        used = {pictures.mask_of(image, self.path, None) for image in images}
-        others = [file for file in pictures.find(self.path) if pictures.is_mask(file) and file not in used]
-        if others:
-            kinds = ", ".join(pictures.SUFFIXES_OF_MASKS)
-            log.warning("%s: is a mask of no image, and is left out; masks are files of %s", others[0], kinds)
 
     def write(self, binary: bool) -> None:
         """Read all images and masks, and write them resized; does nothing if that was done before.
@@ -230,3 +225,12 @@ def _look(pixels: np.ndarray) -> _Look:
 def spread(count: int, most: int) -> np.ndarray:
     """Give at most so many indices below ``count``, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def _warn_of_other_masks(files: Sequence[Path], masks_of: Mapping[Path, Path | None]) -> None:
+    """Warn of files that are masks by their names, but of no image."""
+    used = set(masks_of.values())
+    others = [file for file in files if pictures.is_mask(file) and file not in used]
+    if others:
+        kinds = ", ".join(pictures.SUFFIXES_OF_MASKS)
+        log.warning("%s: is a mask of no image, and is left out; masks are files of %s", others[0], kinds)

@@ -65,7 +65,7 @@ def mask_of(path: Path, folder: Path, masks: Path | None) -> Path | None:
     else:
         candidates = [masks / path.relative_to(folder).with_suffix("")]
     suffixes = [each for suffix in SUFFIXES_OF_MASKS for each in (suffix, suffix.upper())]
-    files = [Path(f"{candidate}{suffix}") for candidate in candidates for suffix in suffixes]
+    files = (Path(f"{candidate}{suffix}") for candidate in candidates for suffix in suffixes)
     return next((file for file in files if file.is_file()), None)
 
 
@@ -105,9 +105,7 @@ def read(path: Path, channels: int, size: tuple[int, int] | None = None, must_be
             raise ValueError("uncompressed, and turned by its header, which Pillow misreads")
         if image.mode not in GREY:
             wanted = "L" if channels == 1 or _is_grey(image) else "RGB"
-            if image.has_transparency_data:
-                black = Image.new("RGBA", image.size, "black")
-                image = Image.alpha_composite(black, image.convert("RGBA"))
+            image = opaque(image)
             if must_be_grey:
                 colours = np.asarray(image.convert("RGB"))
                 has_colours = bool((colours != colours[..., :1]).any())
@@ -124,6 +122,13 @@ def read(path: Path, channels: int, size: tuple[int, int] | None = None, must_be
     fits = bool(np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1)
     require(fits, f"{path}: has pixels that are no numbers from 0 to 1")
     return np.broadcast_to(pixels, (*pixels.shape[:2], channels)).transpose(2, 0, 1)
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """Make transparent pixels black; an image without transparency is given back as it is."""
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
 
 
 def read_mask(path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:

@@ -64,7 +64,8 @@ class NeuralEMLoss:
             require_number("prior", prior)
         if isinstance(step_weights, str) or not isinstance(step_weights, Sequence):
             allowed = ", ".join(map(repr, _WEIGHTS))
-            require(step_weights in _WEIGHTS, f"step_weights={step_weights!r}: must be {allowed} or a list of numbers")
+            is_known = isinstance(step_weights, str) and step_weights in _WEIGHTS
+            require(is_known, f"step_weights={step_weights!r}: must be {allowed} or a list of numbers")
         else:
             for weight in step_weights:
                 require_number("step_weights", weight, minimum=0)

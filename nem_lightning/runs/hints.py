@@ -6,10 +6,15 @@ import shlex
 
 def override(key: str, value: object) -> str:
     """Give ``key=value`` as a user types it, quoted for Hydra and for the shell if the value needs it."""
-    text = hydra_value(str(value))
-    if text.startswith("'") and not re.search(r'["$`\\!]', text):
-        return f'"{key}={text}"'
-    return shlex.quote(f"{key}={text}")
+    word = argument(key, value)
+    if word.startswith(f"{key}='") and not re.search(r'["$`\\!]', word):
+        return f'"{word}"'
+    return shlex.quote(word)
+
+
+def argument(key: str, value: object) -> str:
+    """Give ``key=value`` as one argument of a command that is called without a shell, quoted for Hydra if needed."""
+    return f"{key}={hydra_value(str(value))}"
 
 
 def hydra_value(text: str) -> str:

@@ -64,6 +64,7 @@ def test_the_loss_of_a_sequence_compares_step_t_with_frame_t_plus_1():
         ({"prior": 1.5}, r"prior=1.5: must lie in \[0, 1\]"),
         ({"step_weights": "first"}, "step_weights='first': must be 'last', 'all', 'rising' or a list"),
         ({"step_weights": [0, 0]}, "step_weights"),
+        ({"step_weights": {"last": 1}}, "step_weights={'last': 1}: must be 'last', 'all', 'rising' or a list"),
         ({"step_weights": 3}, "step_weights=3: must be 'last', 'all', 'rising' or a list of numbers"),
         ({"step_weights": [1, -1]}, "step_weights"),
     ],

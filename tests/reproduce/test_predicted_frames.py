@@ -18,7 +18,7 @@ MODULE = {"_target_": "nem_lightning.training.module.GroupingModule"}
 
 
 @pytest.fixture
-def saved(tmp_path, monkeypatch):
+def saved(tmp_path):
     """Give a function that saves a model of T steps, trained on three flying shapes or as a shipped one."""
     data = {"_target_": "nem_lightning.datamodules.FlyingShapesDataModule", "data_dir": str(tmp_path)}
 
